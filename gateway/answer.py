@@ -23,7 +23,7 @@ from gateway.upstream import Upstream
 
 async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: Upstream, flights: Flights) -> Reply:
     """The reply to a request; its holder closes it. Raises Refusal for a caller who is not admitted."""
-    key = cache_key(request, policy)  # None: this answer may be neither cached nor shared
+    key = cache_key(request, policy)  # None: the answer may be neither cached nor shared, so a tier has to give it
     if key is None:
         upstream.shed(request, policy)
     admission = await admit(request, key, policy, store)

@@ -42,7 +42,7 @@ _ANTHROPIC = _object(
     type={"const": "error"},
     error=_object("type", "message", type={"type": "string"}, message={"type": "string"}),
 )  # fmt: skip
-_METADATA = {**_PAIRS, "description": "metadata.tier asks for a tier"}
+_METADATA = {**_PAIRS, "description": "tier, session_id, holdback and shadow say what the headers of these names do"}
 _CHAT = _body(
     "messages",
     messages={

@@ -275,6 +275,7 @@ def test_the_policy_is_shown_with_its_tests_and_what_another_text_would_change(p
     candidate.fill(text.replace("complex: pro", "complex: por"))
     compare.click()
     expect(page.get_by_role("alert")).to_contain_text("did you mean")
+    expect(page.get_by_text("This file has no tests of its own.")).to_have_count(0)
     expect(page.get_by_role("alert").locator("code")).to_have_text(re.compile(r"^[0-9]+:[0-9]+$"))
     (trial := place.policy.with_name("trial.yaml")).write_text(text.replace("complex: pro", "complex: por"))
     candidate.fill(text + "candidate: {policy: trial.yaml}\n")

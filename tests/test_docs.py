@@ -19,7 +19,7 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
-from gateway import admin_policy, body, protocol
+from gateway import admin_policy, body, protocol, standing
 from gateway.cache import entry
 from gateway.cli import app
 from gateway.policy import load, load_policy
@@ -235,6 +235,14 @@ def test_limits_without_a_setting_are_the_code_s() -> None:
     rows = [line.partition("|")[2].partition("|") for line in table.splitlines() if line.startswith("| ")][1:]
     told = {of.strip(): tuple(int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", text)) for of, _, text in rows}
     assert told == FIXED
+
+
+def test_every_code_of_a_refusal_has_its_row_and_no_other() -> None:
+    told = (ROOT / "gateway" / "README.md").read_text().partition("## What a refused caller")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in told.splitlines() if line.startswith("| ")][1:]
+    source = "".join(file.read_text() for file in (ROOT / "gateway").rglob("*.py"))
+    given = set(re.findall(r'\bcode ?= ?"(\w+)"', source)) | set(standing.CODES.values())
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) - {"param"} == given
 
 
 def sessions() -> list[tuple[str, str]]:

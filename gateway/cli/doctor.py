@@ -1,7 +1,6 @@
 """What is wrong with the set-up?   `tiergate doctor`"""
 
 import asyncio
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -13,21 +12,25 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.cli.output import Json
+from gateway.cli.output import Json, unlogged
 from gateway.cli.settings import InvalidSettings, read_settings, variable
 from gateway.doctor import Finding, Level, error, examine, warning
 from gateway.policy import packaged
 from gateway.settings import Settings
 
+AS_SERVE = typer.Option(help="As of `serve`.")
 ALIKE = 0.8  # of what two names have in common, from 0 to 1
-log = logging.getLogger("gateway")
 MARKS: dict[Level, str] = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]  "}
 
 
-def doctor(
-    policy: Annotated[Path | None, typer.Option(help="As of `serve`.")] = None,
-    redis: Annotated[str | None, typer.Option("--redis", metavar="URL", help="As of `serve`.")] = None,
-    port: Annotated[int | None, typer.Option(help="As of `serve`.")] = None,
+def doctor(  # noqa: PLR0913, PLR0917  each is a flag
+    policy: Annotated[Path | None, AS_SERVE] = None,
+    host: Annotated[str | None, AS_SERVE] = None,
+    port: Annotated[int | None, AS_SERVE] = None,
+    redis: Annotated[str | None, typer.Option("--redis", metavar="URL", help=AS_SERVE.help)] = None,
+    keys: Annotated[Path | None, AS_SERVE] = None,
+    workers: Annotated[int | None, AS_SERVE] = None,
+    http: Annotated[str | None, AS_SERVE] = None,
     json: Json = False,
 ) -> None:
     """Look at policy, store, tiers, clocks, keys and ports as `serve` would find them; each finding with its repair.
@@ -35,7 +38,8 @@ def doctor(
     Exit status 1 when the gateway would not start, or not serve. Nothing is changed; model servers are asked some ten
     short questions, as at the start of `serve`.
     """
-    found = findings({"policy": policy, "redis_url": redis, "port": port})
+    where = {"policy": policy, "host": host, "port": port, "redis_url": redis}
+    found = findings({**where, "keys_file": keys, "workers": workers, "http": http})
     if json:
         typer.echo(msgspec.json.encode([one._asdict() for one in found]))
     else:
@@ -52,12 +56,8 @@ def findings(flags: dict[str, object]) -> list[Finding]:
         found = [mistake(variable(name), told) for name, told in wrong.problems.items()]
         settings = read_settings(flags, wrong.problems)
     found += misspelt(os.environ)
-    before = log.level
-    log.setLevel(logging.ERROR)  # what is to be said is among the findings
-    try:
+    with unlogged():
         return found + asyncio.run(examine(settings, settings.policy or packaged(), os.environ))
-    finally:
-        log.setLevel(before)
 
 
 def misspelt(names: Iterable[str]) -> list[Finding]:

@@ -24,15 +24,15 @@ File = Annotated[
     Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")]
-Plan = Annotated[str | None, typer.Option(help="A plan of the policy; without one it has the default plan.")]
-Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; without one it never does.')]
+Plan = Annotated[str | None, typer.Option(help="A plan of the policy; a key without has the default one.")]
+Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; a key without never does.')]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
 Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of each window of its budget.")]
 Window = Annotated[
     str | None, typer.Option(metavar="TIME", help='Of its budget: "24h", "7d", or month, the calendar\'s.')
 ]
 May = Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")]
-Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; without it the plan says.")]
+Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; for a key without its plan says.")]
 Checked = Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")]
 Keep = Annotated[str | None, typer.Option(metavar="TIME", help='How long the one before counts, too, e.g. "1d".')]
 Own = StrEnum("Own", "plan expires requests_per_minute tokens_per_minute usd window may explain")

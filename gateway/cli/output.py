@@ -1,7 +1,9 @@
 """How does a command print, and how does it end when something is wrong?"""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
@@ -14,6 +16,18 @@ def stop(command: str, message: str, status: int = 1) -> typer.Exit:
     """Prints the message on stderr; the exit is for the caller to raise."""
     typer.echo(f"tiergate {command}: {visible(message)}", err=True)
     return typer.Exit(status)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Warnings for a gateway's log stay unsaid: the command tells what is wrong in words of its own."""
+    log = logging.getLogger("gateway")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def visible(text: str) -> str:

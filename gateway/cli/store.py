@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from gateway.cli.output import stop
+from gateway.cli.output import stop, unlogged
 from gateway.errors import Overloaded
 from gateway.store import Store, open_store, where
 
@@ -24,7 +24,8 @@ def on(command: str, url: str | None, work: Callable[[Store], Awaitable[T]]) -> 
     if url is None:
         raise stop(command, "the shared store is needed: give --redis URL or set GATEWAY_REDIS_URL")
     try:
-        return asyncio.run(_opened(url, work))
+        with unlogged():
+            return asyncio.run(_opened(url, work))
     except ValueError as error:
         raise stop(command, str(error)) from error
     except Overloaded as error:

@@ -26,18 +26,27 @@ async def keys(settings: Settings, policy: Policy | None) -> list[Finding]:
     if stored is None and (not settings.loopback or await wants_keys(settings)):
         told = "those in the store are not known while it does not answer"
         return [*found, warning("keys", told, "see store; nothing says that they are gone")]
-    found += await _asking(settings, len(callers) + (settings.api_key is not None))
-    administered = settings.admin_key is not None or len(callers) < len(active)
-    if administered:
-        return [*found, ok("keys", "there is an admin key")]
-    told = "there is no admin key: /admin and the page are off"
-    return [*found, warning("keys", told, f"tiergate keys admin, or GATEWAY_ADMIN_KEY=$({RANDOM})")]
+    asked = settings.keys_file is not None or any(record.id != ADMIN for record in records)
+    found += await _asking(settings, len(callers) + (settings.api_key is not None), asked)
+    return [*found, _administering(settings, settings.admin_key is not None or len(callers) < len(active))]
 
 
-async def _asking(settings: Settings, count: int) -> list[Finding]:
+def _administering(settings: Settings, known: bool) -> Finding:
+    if known:
+        return ok("keys", "there is an admin key")
+    fix = f"tiergate keys admin, or GATEWAY_ADMIN_KEY=$({RANDOM})"
+    if settings.loopback:
+        return warning("keys", "there is no admin key: /admin and the page are off", fix)
+    return error("keys", f"there is no admin key, and {settings.host} can be reached: it will not start", fix)
+
+
+async def _asking(settings: Settings, count: int, asked: bool) -> list[Finding]:
+    """`count`: keys that open something; `asked`: there are others, so a caller has to show one."""
     if count:
         return [ok("keys", f"{count} of callers")]
     fix = "tiergate keys create NAME, or GATEWAY_API_KEY"
+    if asked:
+        return [error("keys", "a key is asked for, and none is left that opens anything", fix)]
     if not settings.loopback:
         return [error("keys", f"callers need none, and {settings.host} can be reached: it will not start", fix)]
     if await wants_keys(settings):

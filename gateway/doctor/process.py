@@ -82,6 +82,9 @@ def files(settings: Settings) -> list[Finding]:
         found.append(warning("files", told, "ulimit -Hn 65536"))
     if settings.records and not _writable(settings.records):
         found.append(error("files", f"GATEWAY_RECORDS={settings.records} cannot be written", "correct path or rights"))
+    if settings.records and settings.workers > 1:
+        told = f"GATEWAY_RECORDS is a file of one process, and {settings.workers} workers serve: it will not start"
+        found.append(error("files", told, "record.stream in the policy"))
     return found
 
 

@@ -23,9 +23,7 @@ EXPECTED = {
     "int_type": "expected a whole number",
     "float_type": "expected a number",
     "dict_type": "expected a mapping of keys and values",
-    "dataclass_type": "expected a mapping of keys and values",
     "tuple_type": "expected a list",
-    "missing": "missing",
 }
 
 
@@ -127,17 +125,22 @@ def note(document: Document, errors: list[ErrorDetails]) -> None:
         if kind == "too_short" and any(len(other) > len(loc) and other[: len(loc)] == loc for other in locations):
             continue
         path, value = located(document.data, loc, absent=kind in ABSENT)
+        of_key = loc[-1:] == ("[key]",)
         if kind == "missing" and orphans and path[:1] == ("tiers",):
             continue
         if kind == "unexpected_keyword_argument":
             document.blame(path, f"unknown key; {meant(path)}", key=True)
         else:
-            document.blame(path, worded(document, error, path, value), key=loc[-1:] == ("[key]",))
+            document.blame(path, worded(document, error, path, path[-1] if of_key else value), key=of_key)
 
 
 def meant(path: Path) -> str:
     """What the writer of an unknown key may have meant: the same in a section, or another one in its place."""
     key, known = str(path[-1]), known_keys(path[:-1])
+    if key == "<<":
+        return "YAML 1.2 merges nothing; a tier takes the keys of another by `extends`"
+    if path[:1] == ("tiers",) and len(path) == 3:
+        known.append("extends")  # taken out before the rest is read
     home = next((section for section in known if len(path) == 1 and key in known_keys((section,))), None)
     return f"it belongs to {home}" if home else suggestion(key, known)
 
@@ -158,19 +161,26 @@ def located(data: object, loc: tuple[int | str, ...], *, absent: bool) -> tuple[
 
 def worded(document: Document, error: ErrorDetails, path: Path, value: object) -> str:
     """The message for one of Pydantic's errors; a value that came from the environment is not shown."""
-    kind, told = error["type"], error["msg"].removeprefix("Value error, ")
-    shown = "a variable's value" if path in document.foreign else json.dumps(value, ensure_ascii=False)[:60]
-    if kind == "missing":
+    if error["type"] == "missing":
         return "missing"
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    if path[-1:] == ("api_key_env",):  # the value may be the key itself
+        return "expected the name of the environment variable that holds the key"
+    shown = "a variable's value" if path in document.foreign else json.dumps(value, ensure_ascii=False)[:60]
+    return f"{expected(error, path)}, got {shown}"
+
+
+def expected(error: ErrorDetails, path: Path) -> str:
+    """What should stand at `path`."""
+    kind, told = error["type"], error["msg"]
     if kind == "literal_error":
-        return f"expected {error['ctx']['expected']}, got {shown}"
-    if kind == "value_error":
-        return told
+        return f"expected {error['ctx']['expected']}"
     if kind == "too_short":
-        return f"needs at least {error['ctx']['min_length']}, got {shown}"
-    if kind in EXPECTED:
-        return f"{EXPECTED[kind]}, got {shown}"
-    return f"{told[:1].lower()}{told[1:]}, got {shown}"
+        return f"needs at least {error['ctx']['min_length']}"
+    if kind == "dataclass_type":
+        return f"expected a mapping with {', '.join(known_keys(path))}"
+    return EXPECTED.get(kind) or f"{told[:1].lower()}{told[1:]}"
 
 
 @cache  # 40 ms to make, and a file may have many unknown keys

@@ -22,11 +22,19 @@ MAX_PROBLEMS = 100  # who wrote a file with more of them reads no more
 NULLS = ("", "~", "null", "Null", "NULL")
 BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 TRAPS = {"on": "true", "yes": "true", "y": "true", "off": "false", "no": "false", "n": "false"}
+# A leading zero makes a text: YAML 1.1 takes 016 for 14, YAML 1.2 for 16.
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
-NUMBER = re.compile(r"[-+]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
+NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]{0,39})(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
 VARIABLE = re.compile(
     r"(?P<escaped>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|(?P<broken>\$\{)"
 )
+REPAIRS = {  # what to look at, by libyaml's own words
+    "mapping values are not allowed in this context": "keys of a mapping begin in one column; quote text with `: `",
+    "found character that cannot start any token": "indent by blanks, not by a tab; quote text that begins with this",
+    "did not find expected alphabetic or numeric character": "quote text that begins with * or &",
+    "did not find expected key": "keys of a mapping begin in one column; does each quote before have its end?",
+    "could not find expected ':'": "a key has a `:` and a blank behind it",
+}
 PLAIN_TAGS = ("!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 Place = tuple[int, int]
 
@@ -123,7 +131,8 @@ def read(text: str, file: str, env: Mapping[str, str]) -> Document:
     document = Document(file, text, env, files={file: text})
     node = compose(document)
     if not isinstance(node, yaml.MappingNode):
-        raise PolicyError([Problem(file, 1, 1, "", "expected a mapping of keys and values")])
+        told = "expected a mapping of keys and values" if node else "empty: a policy needs schema, tiers and rules"
+        raise PolicyError([Problem(file, 1, 1, "", told)])
     reader = Reader(document)
     document.values[()] = place_of(node)
     document.data = reader.mapping(node, ())
@@ -151,13 +160,20 @@ def compose(document: Document) -> yaml.Node | None:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         place = place_at(error.problem_mark or error.context_mark)
-        what = f"not YAML: {error.problem or error.context}"
+        what = f"not YAML: {worded(error)}"
     except yaml.reader.ReaderError as error:
         place = place_in(document.text.encode(), error.position)
         what = f"not YAML: {error.reason} (#x{error.character:02x})"
     except (yaml.YAMLError, UnicodeError) as error:
         place, what = (1, 1), f"not YAML: {str(error).splitlines()[0]}"
     raise PolicyError([Problem(document.file, *place, "", what)])
+
+
+def worded(error: yaml.MarkedYAMLError) -> str:
+    """What libyaml says, where that began which it then could not end, and what to look at."""
+    told = str(error.problem)
+    began = f"{error.context} (line {place_at(error.context_mark)[0]}), " if error.context else ""
+    return f"{began}{told}; {REPAIRS[told]}" if told in REPAIRS else f"{began}{told}"
 
 
 def refuse_deep(document: Document) -> None:
@@ -183,7 +199,8 @@ class Reader:
         self.document.values[path] = place
         self.nodes += 1
         if len(path) > MAX_DEPTH or self.nodes > MAX_NODES:
-            raise PolicyError([Problem(self.document.file, *place, dotted(path[:8]), "nested too deeply or too long")])
+            told = "nested too deeply" if len(path) > MAX_DEPTH else f"too long: more than {MAX_NODES} values"
+            raise PolicyError([Problem(self.document.file, *place, dotted(path[:8]), told)])
         if node.tag not in PLAIN_TAGS:
             self.document.blame(path, f"a tag ({node.tag}) has no meaning here")
         if isinstance(node, yaml.MappingNode):

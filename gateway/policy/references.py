@@ -248,6 +248,9 @@ def check_rules(document: Document) -> None:
         elif isinstance(name, str):
             first[name] = line
         check_bands(document, mapping(rule, "route", "p_complex"), (*path, "route", "p_complex"))
+    for path, wanted in places(document, *(("rules", ANY, "when", *(ANY,) * depth) for depth in (1, 2, 3))):
+        if wanted is None:  # whose value was taken out or moved: without it the rule would match more
+            document.blame(path, "has no value: give it one, or leave it out")
     known(document, "rule", named(document, ("tests", ANY, "expect", "rule")), [*first, "caller"])
     if rules and all(rule.get("when") is not None for _, rule in rules):
         document.blame(rules[-1][0], "the last rule must match every request: add one without `when`")

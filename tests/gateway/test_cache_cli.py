@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
@@ -30,11 +31,14 @@ def test_purging_one_caller_and_then_all(valkey: str) -> None:
     assert run("purge", url=valkey).stdout == "purged 0\n"
 
 
-def test_without_a_store_it_says_what_to_give() -> None:
+def test_without_a_store_it_says_what_to_give_and_nothing_of_what_a_gateway_would_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     secret = "redis://:secret@127.0.0.1:1", "redis://127.0.0.1:1?password=secret"
     for url, told in ((None, "--redis"), *((url, "127.0.0.1:1 cannot be used: [Errno") for url in secret)):
         done = run("purge", url=url)
         assert done.exit_code == 1
         assert done.stderr.startswith("tiergate cache: ")
+        assert caplog.records == []
         assert told in done.stderr
         assert "secret" not in done.stderr

@@ -194,11 +194,15 @@ def test_keys_are_counted_and_those_whose_plan_is_gone_are_told(good: Path, valk
     assert "there is an admin key" in said(found, "ok")
 
 
-@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 0), ("0.0.0.0", 1)])
-def test_a_gateway_that_others_can_reach_needs_keys(good: Path, host: str, status: int) -> None:
-    found = look(good, HOST=host)
-    assert found[0] == status
-    assert ("it will not start" in said(found[1], "error")) is bool(status)
+@pytest.mark.parametrize(
+    ("host", "keys", "refused"), [("127.0.0.1", {}, 0), ("0.0.0.0", {}, 2), ("0.0.0.0", {"API_KEY": "k" * 24}, 1)]
+)
+def test_a_gateway_that_others_can_reach_needs_both_kinds_of_keys(
+    good: Path, host: str, keys: dict[str, str], refused: int
+) -> None:
+    status, found = look(good, "--host", host, **keys)
+    assert status == bool(refused)
+    assert said(found, "error").count(f"{host} can be reached: it will not start") == refused
 
 
 def test_without_a_policy_the_packaged_one_is_looked_at() -> None:
@@ -412,15 +416,14 @@ async def test_keys_that_open_nothing_are_not_counted(tmp_path: Path) -> None:
     _, record = new_key(await file.secret(), "ann")
     for one in (record, replace(record, id="b", revoked=1.0), replace(record, id="c", expires=1.0)):
         await file.put_key(one)
-    settings = Settings(keys_file=path, host="0.0.0.0")
-    assert [(one.level, one.told) for one in await keys(settings, None)] == [
-        ("ok", "1 of callers"),
-        ("warning", "there is no admin key: /admin and the page are off"),
-    ]
+    settings, admin = Settings(keys_file=path), ("warning", "there is no admin key: /admin and the page are off")
+    assert [(one.level, one.told) for one in await keys(settings, None)] == [("ok", "1 of callers"), admin]
+    await file.put_key(replace(record, revoked=1.0))
+    nobody = ("error", "a key is asked for, and none is left that opens anything")
+    assert [(one.level, one.told) for one in await keys(settings, None)] == [nobody, admin]
     path.write_text("{")
-    wrong, *_, nobody, _ = await keys(settings, None)
+    wrong, *_ = await keys(settings, None)
     assert (wrong.level, "keys.json" in wrong.told) == ("error", True)
-    assert "it will not start" in nobody.told
 
 
 def test_a_certificate_is_looked_at_with_its_key(tmp_path: Path) -> None:
@@ -451,5 +454,7 @@ def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_expired_an_e
 def test_records_may_go_to_a_file_or_into_a_folder_to_make_one_in_but_are_no_folder(tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     for name, wrong in (("there", 0), ("records", 0), ("", 1), ("none/records", 1)):
-        found = [one for one in files(Settings(records=tmp_path / name)) if "GATEWAY_RECORDS" in one.told]
-        assert len(found) == wrong, name
+        for workers in (1, 2):  # whose records would be written over one another's
+            settings = Settings(records=tmp_path / name, workers=workers)
+            found = [one for one in files(settings) if "GATEWAY_RECORDS" in one.told]
+            assert len(found) == wrong + workers - 1, name

@@ -600,9 +600,58 @@ BAD = {
     ),
     "tag": (changed("org/Flash", "!!python/name:os.system x"), "3:18: tiers.flash.model: a tag"),
     "not YAML": (SMALLEST + "a: [\n", "8:1: not YAML: "),
-    "two documents": (SMALLEST + "---\na: 1\n", "7:1: not YAML: but found another document"),
-    "a list": ("- 1\n", "1:1: expected a mapping"),
-    "nothing": ("", "1:1: expected a mapping"),
+    "two documents": (
+        SMALLEST + "---\na: 1\n",
+        "7:1: not YAML: expected a single document in the stream (line 1), but found another document",
+    ),
+    "an open brace": (
+        SMALLEST + "triage: {tier: flash\nname: x\n",
+        "8:5: not YAML: while parsing a flow mapping (line 7), did not find expected ',' or '}'",
+    ),
+    "an indentation": (
+        SMALLEST + "triage:\n  tier: flash\n   timeout: 1s\n",
+        "9:11: not YAML: mapping values are not allowed in this context; keys of a mapping begin in one column;",
+    ),
+    "a tab": (
+        SMALLEST + "triage:\n\ttier: flash\n",
+        "8:1: not YAML: while scanning for the next token (line 8), found character that cannot start any token; in",
+    ),
+    "a star": (SMALLEST + "aliases: {*: auto}\n", "7:12: not YAML: while scanning an alias (line 7), "),
+    "too deep": (SMALLEST + "a: " + 50 * "[" + 50 * "]" + "\n", "7:43: nested too deeply"),
+    "too long by aliases": (
+        SMALLEST + f"a: &a [{250 * '1, '}]\nb: [{250 * '*a, '}]\n",
+        "7:107: b.198.33: too long: more than 50000 values",
+    ),
+    "a list": ("- 1\n", "1:1: expected a mapping of keys and values"),
+    "nothing": ("# to do\n", "1:1: empty: a policy needs schema, tiers and rules"),
+    "a number in a mapping's place": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {characters: 24}}"),
+        "6:44: rules.0.when.characters: expected a mapping with min, max, got 24",
+    ),
+    "a condition without a value": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {vision: true, tools: }}"),
+        "6:53: rules.0.when.tools: has no value: give it one, or leave it out",
+    ),
+    "a condition whose part has no value": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {caller: {name: ann, plan: }}}"),
+        "6:58: rules.0.when.caller.plan: has no value: give it one, or leave it out",
+    ),
+    "a leading zero": (
+        SMALLEST + "triage: {input: {characters: 0200}}\n",
+        '7:30: triage.input.characters: expected a whole number, got "0200"',
+    ),
+    "a name's form": (
+        SMALLEST + "signals: {SQL: sql}\n",
+        "7:11: signals.SQL: string should match pattern '^[a-z][a-z0-9_-]*$', got \"SQL\"",
+    ),
+    "a merge": (
+        changed("org/Pro,", "org/Pro, <<: {},"),
+        "4:25: tiers.pro.<<: unknown key; YAML 1.2 merges nothing; a tier takes the keys of another by `extends`",
+    ),
+    "near extends": (
+        changed("org/Pro,", "org/Pro, extend: flash,"),
+        '4:25: tiers.pro.extend: unknown key; did you mean "extends"?',
+    ),
 }
 
 
@@ -630,6 +679,11 @@ def test_a_mistake_in_a_mapping_that_a_tier_takes_in_part_is_told_once_where_it_
 def test_a_mistake_in_what_a_tier_adds_is_told_at_that_tier() -> None:
     found = refused(changed("rules:", "  deep: {extends: pro, can: {context: many}}\nrules:"))
     assert found == ['5:39: tiers.deep.can.context: expected a whole number, got "many"']
+
+
+def test_a_key_that_stands_in_the_place_of_its_variables_name_is_not_shown() -> None:
+    found = refused(changed("org/Pro,", "org/Pro, api_key_env: sk-1234567,"))
+    assert found == ["4:38: tiers.pro.api_key_env: expected the name of the environment variable that holds the key"]
 
 
 def test_a_mistake_from_the_environment_that_another_tier_inherits_is_told_once_and_not_shown() -> None:

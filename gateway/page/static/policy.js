@@ -54,7 +54,8 @@ class PolicyView {
     try {
       const yaml = this.candidate.value;
       const checked = await json(admin("admin/policy/check", { yaml, signal }));
-      this.found.replaceChildren(checked.ok ? h("p", {}, "It is right, and does what its tests say.") : problems("It cannot come into force", checked.problems, this.file), tests(checked.tests));
+      this.found.replaceChildren(checked.ok ? h("p", {}, "It is right, and does what its tests say.") : problems("It cannot come into force", checked.problems, this.file));
+      if (checked.ok || checked.tests.length) this.found.append(tests(checked.tests)); // of what cannot be read none ran
       if (!checked.ok) return;
       this.found.append(...changes(await json(admin("admin/policy/diff", { yaml, signal }))));
     } catch (error) {
