@@ -78,12 +78,6 @@ def test_of_two_longest_answers_the_larger_counts_as_servers_differ_in_which_the
     assert bound(request(max_completion_tokens=5000, max_tokens=1), BOTH, POLICY).completion == 5000
 
 
-def test_a_text_completion_is_bound_by_max_tokens_only_as_it_has_no_other_name_there() -> None:
-    fields = {"messages": None, "prompt": "x", "max_completion_tokens": 1}
-    assert bound(request(**fields), BOTH, POLICY).completion == DEFAULT_ANSWER
-    assert bound(request(**fields, max_tokens=9), BOTH, POLICY).completion == 9
-
-
 def test_each_prompt_of_a_completion_has_its_answers() -> None:
     body = {"messages": None, "max_tokens": 5}
     assert bound(request(**body, prompt=["a", "b", "c"], n=2), BOTH, POLICY).completion == 30
