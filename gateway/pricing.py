@@ -16,7 +16,8 @@ DEFAULT_ANSWER = 4096  # tokens held for an answer when neither the caller nor t
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 LEASE = 60.0  # seconds at most until what a killed process held returns
-PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
+PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set, but for those in bulk
+PER_TOKEN = 4  # bytes of a token, about
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
 IN_PROMPT = frozenset(PROMPTS)
 
@@ -175,6 +176,7 @@ def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int
     if bill.kind == "triage":
         return prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
     if bill.stream:
-        came = min(completion, PER_EVENT * bill.usage.events + AHEAD)
-        completion = came if longest(request) else max(came, bill.usage.events)
+        usage = bill.usage
+        came = min(completion, PER_EVENT * usage.events + AHEAD + usage.bulk)
+        completion = came if longest(request) else max(came, usage.events + usage.bulk // PER_TOKEN)
     return prompt, completion

@@ -11,6 +11,7 @@ from gateway.body import MAX_TOKENS, read
 from gateway.policy import Price, load_policy
 from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
+from tests.tiers import JSON
 
 POLICY = load_policy(
     """\
@@ -152,6 +153,14 @@ def test_a_stream_without_a_bound_that_is_cut_costs_a_token_for_each_event_that_
     assert (line.estimated, line.completion) == (True, 50_000)
     (line,) = lines(request(Bill("pro", "answer", running, stream=True), max_tokens=100), POLICY)
     assert line.completion == 100
+
+
+@pytest.mark.parametrize(("given", "completion"), [({"max_tokens": 200_000}, 80_000 + 304), ({}, 20_003)])
+def test_a_cut_stream_that_brought_much_in_few_events_costs_what_was_in_them(given: JSON, completion: int) -> None:
+    """As vLLM sends the arguments of a tool that DeepSeek-V4 calls (its issue 52846)."""
+    running = Usage(events=3, bulk=80_000)
+    (line,) = lines(request(Bill("pro", "answer", running, stream=True), **given), POLICY)
+    assert (line.estimated, line.completion) == (True, completion)
 
 
 def test_what_used_nothing_is_no_line_and_what_a_failed_tier_used_is_overhead() -> None:
