@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.output import Json, encoded, stop
+from gateway.cli.output import Json, encoded, on_one_line, stop
 from gateway.cli.store import Redis, on
 from gateway.store import Line, Store
 from gateway.usage import HEADINGS, WHOLE, Asked, Heading, Row, reported
 
 ROW = "{:<10}  {:<16.16}  {:<16.16}  {:<12.12}  {:<8}  {:<9}  {:>8}  {:>12}  {:>10}  {:>12}  {:>13}"
+FORMULAS = ("=", "+", "-", "@")  # how a spreadsheet knows them
 TITLES = ("day", "caller", "name", "tier", "kind", "estimated", "requests", "prompt", "cached", "completion", "USD")
 
 
@@ -35,7 +36,8 @@ def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
         return
     if table:
         written = csv.writer(sys.stdout, lineterminator="\n")
-        written.writerows([TITLES, *(_cells(row, names) for row in found.rows)])
+        inert = {whose: f"'{name}" if name.startswith(FORMULAS) else name for whose, name in names.items()}
+        written.writerows([TITLES, *(_cells(row, inert) for row in found.rows)])
         return
     typer.echo(ROW.format(*TITLES))
     for row in found.rows:
@@ -46,7 +48,7 @@ def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 
 async def _read(store: Store, caller: str | None) -> tuple[list[Line], dict[str, str]]:
     """The ledger, and the names of the callers whose keys are in the store, by id."""
-    return await store.ledger(caller), {record.id: record.name for record in await store.list_keys()}
+    return await store.ledger(caller), {record.id: on_one_line(record.name) for record in await store.list_keys()}
 
 
 def _cells(row: Row, names: Mapping[str, str]) -> tuple[str | int, ...]:
