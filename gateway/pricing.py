@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.body import MAX_TOKENS
-from gateway.dialects import DIALECTS, LENGTHS, PROMPTS, TEXT
+from gateway.dialects import DIALECTS, LENGTHS, PROMPTS
 from gateway.policy import Budget, Plan, Policy, Price, Tier, window_of
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own
@@ -16,7 +16,8 @@ DEFAULT_ANSWER = 4096  # tokens held for an answer when neither the caller nor t
 TEMPLATE = 64  # tokens that a chat template adds beside what stands in the body
 TRIAGE_ASKED = 512  # tokens of the question that triage adds to a conversation
 LEASE = 60.0  # seconds at most until what a killed process held returns
-PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set
+PER_EVENT = 16  # tokens that one event of a stream brings at most, as servers are usually set, but for those in bulk
+PER_TOKEN = 4  # bytes of a token, about
 AHEAD = 256  # tokens that a server may be ahead of what came when its answer is given up
 IN_PROMPT = frozenset(PROMPTS)
 
@@ -137,11 +138,9 @@ def _set(tier: Tier) -> int:
 
 def longest(request: ChatRequest) -> int:
     """The caller's limit for the tokens of an answer, 0 for none. Of max_tokens and max_completion_tokens the larger
-    counts: servers differ in which they obey. Text completions only have max_tokens.
-    """
-    fields = request.fields
-    one, other = fields.max_tokens or 0, fields.max_completion_tokens or 0
-    return other if other > one and request.path != TEXT else one
+    counts: servers differ in which they obey."""
+    one, other = request.fields.max_tokens or 0, request.fields.max_completion_tokens or 0
+    return other if other > one else one  # noqa: FURB136  max() takes as long as ten steps
 
 
 def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
@@ -182,6 +181,7 @@ def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int
     if bill.kind == "triage":
         return prompt + TRIAGE_ASKED, policy.triage.prompts[policy.triage.prompt].tokens
     if bill.stream:
-        came = min(completion, PER_EVENT * bill.usage.events + AHEAD)
-        completion = came if longest(request) else max(came, bill.usage.events)
+        usage = bill.usage
+        came = min(completion, PER_EVENT * usage.events + AHEAD + usage.bulk)
+        completion = came if longest(request) else max(came, usage.events + usage.bulk // PER_TOKEN)
     return prompt, completion

@@ -2,20 +2,25 @@
 minute."""
 
 import asyncio
-import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Literal
 
+import msgspec
+
+from gateway.errors import UNREADABLE
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
 
 EVERY = 30.0  # seconds
 LIMITS = Limits(connect=1.0, first_byte=2.0, idle=2.0, total=3.0)
 NO_KEY = (401, 403)
+MOST = 10_000  # models of a server, which lists its adapters, too
 ONCE = "connection: close"  # a kept one would let the question that takes it overtake the draft beside it
 Have = Literal["ok", "missing", "short", "no_key"]
+_COUNT = re.compile(rb"[0-9]{1,9}").fullmatch
 log = logging.getLogger("gateway")
 
 
@@ -79,14 +84,26 @@ def have(tier: Tier, listed: Mapping[str, int | None]) -> Have:
     return "ok" if longest is None or longest >= tier.can.context else "short"
 
 
+class _Model(msgspec.Struct):
+    id: str
+    max_model_len: msgspec.Raw = msgspec.Raw()
+
+
+class _Models(msgspec.Struct):
+    data: Annotated[list[_Model], msgspec.Meta(max_length=MOST)]
+
+
+_MODELS = msgspec.json.Decoder(_Models)
+
+
 def models(body: bytes) -> Mapping[str, int | None]:
-    """Of a list of models each with its longest context in tokens (None: not told); none where this is no such list."""
+    """Of a list of models each with its longest context in tokens (None: not told); none where this is no such list,
+    or one so long that reading it would hold up all others."""
     try:
-        listed: list[dict[str, Any]] = json.loads(body)["data"]
-        longest = {str(one["id"]): one.get("max_model_len") for one in listed}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        listed = _MODELS.decode(body).data
+    except UNREADABLE:
         return {}
-    return {name: tokens if type(tokens) is int else None for name, tokens in longest.items()}
+    return {one.id: int(one.max_model_len) if _COUNT(one.max_model_len) else None for one in listed}
 
 
 def key_lines(tier: Tier, env: Mapping[str, str]) -> list[str]:

@@ -22,6 +22,7 @@ MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 QUEUED = 10.0  # seconds of comments alone, after which they pass: a caller's line stays open only while something comes
 SPOKEN = 1 << 16  # bytes of comments, likewise
+LARGE = 4096  # bytes of an event; a token with the likelihoods of 20 others beside it takes 3 KB
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _comments = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++").fullmatch
@@ -159,9 +160,12 @@ class Events(Pieces):
         self._silent = whole > 0 and not self._marked(data)
         if self._silent:
             self._usage.events += whole
+            if len(data) > LARGE:
+                self._usage.bulk += in_bulk(split(data, whole))
             return data
         events = split(data, whole) if whole else self._events(data)
         self._usage.events += len(events)
+        self._usage.bulk += in_bulk(events)
         batch = b"".join([event for event in events if self._passes(event)])
         if len(self._splitter) > MAX_JSON:
             raise UpstreamFailed("The model server sent an event without an end.")
@@ -218,6 +222,11 @@ class Events(Pieces):
     def _end(self, now: bool) -> None:
         if now:
             self._ended = self._usage.complete = True
+
+
+def in_bulk(events: list[bytes]) -> int:
+    """The bytes of the large ones. Of a tool that V4 calls vLLM sends each whole argument as one (issue 52846)."""
+    return sum([len(event) for event in events if len(event) > LARGE])
 
 
 async def to_end(response: Response) -> None:

@@ -48,7 +48,8 @@ class Caller(msgspec.Struct, frozen=True):
 class Usage:
     """What a model server reports of its answer, filled in while that is relayed. Token counts are the server's; None:
     not reported. `said` is its own usage object, decoded or as JSON. `failed`: the answer contains an error. `events`
-    counts the events of a stream so far; `complete`: the counts cover the whole answer."""
+    counts the events of a stream so far, `bulk` the bytes of large ones, which hold more tokens than others;
+    `complete`: the counts cover the whole answer."""
 
     prompt: int | None = None
     cached: int | None = None
@@ -56,6 +57,7 @@ class Usage:
     said: Any = field(default=None, compare=False)
     failed: bool = False
     events: int = field(default=0, compare=False)
+    bulk: int = field(default=0, compare=False)
     complete: bool = field(default=False, compare=False)
 
     @property

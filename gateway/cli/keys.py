@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from gateway.cli.keyfile import KeyFileStore
-from gateway.cli.output import Json, date, encoded, stop
+from gateway.cli.output import Json, date, encoded, on_one_line, stop
 from gateway.cli.store import Redis, on
 from gateway.keys import ADMIN, as_revoked, changed, expiry, id_of, key_problem, new_admin_key, new_key, rotation, shown
 from gateway.policy import PolicyError, load_policy
@@ -163,7 +163,7 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
         if record.expires is not None and record.revoked is None:
             state = f"{'expires' if record.expires > time.time() else 'expired'} {date(record.expires)}"
         told = (record.id, record.name, record.plan or "(default plan)", date(record.created), state)
-        typer.echo("  ".join((*told, *_own(record))))
+        typer.echo(on_one_line("  ".join((*told, *_own(record)))))
 
 
 def _own(record: KeyRecord) -> Iterator[str]:

@@ -35,6 +35,11 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
+def on_one_line(text: str) -> str:
+    """The same where lines matter, as in a table of what others named."""
+    return visible(text).replace("\n", "\\n")
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lines whose cells stand below each other, each line whole however wide the terminal is, so that it can be
     searched and cut."""

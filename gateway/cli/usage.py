@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.output import Json, encoded, stop
+from gateway.cli.output import Json, encoded, on_one_line, stop
 from gateway.cli.store import Redis, on
 from gateway.store import Line, Store
 from gateway.usage import HEADINGS, WHOLE, Asked, Heading, Row, reported
@@ -48,7 +48,7 @@ def usage(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
 
 async def _read(store: Store, caller: str | None) -> tuple[list[Line], dict[str, str]]:
     """The ledger, and the names of the callers whose keys are in the store, by id."""
-    return await store.ledger(caller), {record.id: record.name for record in await store.list_keys()}
+    return await store.ledger(caller), {record.id: on_one_line(record.name) for record in await store.list_keys()}
 
 
 def _cells(row: Row, names: Mapping[str, str]) -> tuple[str | int, ...]:

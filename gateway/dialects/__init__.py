@@ -24,10 +24,11 @@ class Dialect:
     """The API of one path.
 
     `api`: the member of a tier's `can` that says whether its servers have it. `prompt`: the members that hold the
-    conversation; the last of them is mandatory. `foreign`: members that are the prompt on other paths, and are refused
-    here: two servers could read two prompts. `work`: what is asked of the model (`count` needs none). `names`: the name
-    here of a tier's request default, where it differs from chat's. `always`: members that every request is sent with.
-    `templated`: the prompt goes through the chat template. `turn`: what an element of the conversation's array says.
+    conversation; the last of them is mandatory. `foreign`: members of other paths that are refused here: two servers
+    could read two prompts, or two lengths of an answer. `work`: what is asked of the model (`count` needs none).
+    `names`: the name here of a tier's request default, where it differs from chat's. `always`: members that every
+    request is sent with. `templated`: the prompt goes through the chat template. `turn`: what an element of the
+    conversation's array says.
     """
 
     api: Api
@@ -59,7 +60,7 @@ DIALECTS = {
         texts,
         CHUNKS,
         ("prompt",),
-        ("messages",),
+        ("messages", "max_completion_tokens"),
         names={"max_completion_tokens": "max_tokens"},
         templated=False,
     ),
@@ -79,7 +80,7 @@ DIALECTS = {
         responses,
         RESPONSES,
         ("instructions", "input"),
-        ("messages",),
+        ("messages", *LENGTHS, "n"),
         names=_OUTPUT,
         always={"store": b"false"},
         turn=item,

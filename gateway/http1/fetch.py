@@ -6,7 +6,7 @@ from typing import NamedTuple
 from gateway.http1.client import Client, Origin
 from gateway.http1.connection import Limits
 
-LARGEST = 16 << 20  # bytes
+LARGEST = 4 << 20  # bytes: looked through at once, and by then nobody else is served
 
 
 class Fetched(NamedTuple):

@@ -66,7 +66,7 @@ class Timeouts:
 
     connect: Annotated[Duration, Field(description="until a connection stands")] = 1.0
     first_byte: Annotated[Duration, Field(description="until a stream's first byte")] = 20.0
-    idle: Annotated[Duration, Field(description="between two pieces of a stream")] = 60.0
+    idle: Annotated[Duration, Field(description="between two pieces of a stream; a tool's argument may be one")] = 300.0
     total: Annotated[Duration, Field(description="until the whole answer is there")] = 600.0
 
 

@@ -129,6 +129,19 @@ def test_a_stream_comes_in_pieces_and_keeps_usage_to_those_who_asked(client: ope
     assert raw.endswith(b"data: [DONE]\n\n")
 
 
+def test_no_name_of_the_servers_own_makes_an_answer_longer_than_its_limit_or_two_of_it(client: openai.OpenAI) -> None:
+    more: Any = {**GO_ON, "n_predict": 64, "n_cmpl": 2}
+    chat = client.chat.completions.create(
+        model="flash", messages=[{"role": "user", "content": "hi"}], max_tokens=3, extra_body=more
+    )
+    text = client.completions.create(model="flash", prompt="hi", max_tokens=3, extra_body=more)
+    told = client.responses.create(model="flash", input="hi", max_output_tokens=3, extra_body=more)
+    assert [len(chat.choices), chat.usage and chat.usage.completion_tokens] == [1, 3]
+    assert [len(text.choices), text.usage and text.usage.completion_tokens] == [1, 3]
+    assert told.usage
+    assert told.usage.output_tokens == 3
+
+
 def test_log_probabilities_pass_unless_they_are_streamed_beside_tools(client: openai.OpenAI) -> None:
     likely: Any = {"logprobs": True, "top_logprobs": 3, "extra_body": GO_ON}
     content = ask(client, "hi", **likely).parse().choices[0].logprobs.content

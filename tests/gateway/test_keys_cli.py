@@ -113,6 +113,7 @@ def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_pa
             ("bob", None, {"expires": now + hour, "requests_per_minute": 7, "old_until": now + hour}),
             ("cid", None, {"expires": now - hour, "old_until": now - hour}),
             ("dan", None, {"expires": now + hour, "revoked": 1.0}),
+            ("eve\rann\n\x1b[A", None, {"revoked": 1.0}),  # such as nobody can create, but a file or a store may hold
         ):
             await file.put_key(new_key(secret, name, plan, **own)[1])
 
@@ -124,6 +125,7 @@ def test_list_tells_plan_and_state_of_each_key_and_what_it_has_of_its_own(tmp_pa
         ["bob", "(default plan)", "expires", "requests_per_minute 7", "the one before until"],
         ["cid", "(default plan)", "expired"],
         ["dan", "(default plan)", "revoked 1970-01-01T00:00:01Z"],
+        ["eve\\rann\\n\\x1b[A", "(default plan)", "revoked 1970-01-01T00:00:01Z"],
     ]
 
 

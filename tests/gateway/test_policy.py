@@ -52,6 +52,8 @@ def test_the_smallest_file_has_sensible_defaults() -> None:
     assert policy.permitted == {"default": ("flash", "pro")}
     assert policy.rules[0].route == Split("flash", "pro")
     assert policy.caching is None
+    file = 8192  # tokens of a tool's argument, which comes as one event, at 30 a second
+    assert policy.tiers["pro"].timeouts.idle >= file / 30
 
 
 def test_a_caller_may_write_a_served_name_in_any_case_and_without_its_organisation() -> None:

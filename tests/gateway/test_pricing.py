@@ -12,6 +12,7 @@ from gateway.policy import Budget, Price, load_policy
 from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
 from gateway.store import NANO, Money
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
+from tests.tiers import JSON
 
 POLICY = load_policy(
     """\
@@ -77,12 +78,6 @@ def test_both_names_of_the_longest_answer_count(given: dict[str, int]) -> None:
 def test_of_two_longest_answers_the_larger_counts_as_servers_differ_in_which_they_obey() -> None:
     assert bound(request(max_completion_tokens=1, max_tokens=5000), BOTH, POLICY).completion == 5000
     assert bound(request(max_completion_tokens=5000, max_tokens=1), BOTH, POLICY).completion == 5000
-
-
-def test_a_text_completion_is_bound_by_max_tokens_only_as_it_has_no_other_name_there() -> None:
-    fields = {"messages": None, "prompt": "x", "max_completion_tokens": 1}
-    assert bound(request(**fields), BOTH, POLICY).completion == DEFAULT_ANSWER
-    assert bound(request(**fields, max_tokens=9), BOTH, POLICY).completion == 9
 
 
 def test_each_prompt_of_a_completion_has_its_answers() -> None:
@@ -159,6 +154,14 @@ def test_a_stream_without_a_bound_that_is_cut_costs_a_token_for_each_event_that_
     assert (line.estimated, line.completion) == (True, 50_000)
     (line,) = lines(request(Bill("pro", "answer", running, stream=True), max_tokens=100), POLICY)
     assert line.completion == 100
+
+
+@pytest.mark.parametrize(("given", "completion"), [({"max_tokens": 200_000}, 80_000 + 304), ({}, 20_003)])
+def test_a_cut_stream_that_brought_much_in_few_events_costs_what_was_in_them(given: JSON, completion: int) -> None:
+    """As vLLM sends the arguments of a tool that DeepSeek-V4 calls (its issue 52846)."""
+    running = Usage(events=3, bulk=80_000)
+    (line,) = lines(request(Bill("pro", "answer", running, stream=True), **given), POLICY)
+    assert (line.estimated, line.completion) == (True, completion)
 
 
 def test_what_used_nothing_is_no_line_and_what_a_failed_tier_used_is_overhead() -> None:

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import time
 from typing import Any
 
 import pytest
 
+from gateway.http1.fetch import LARGEST
 from gateway.policy import Policy
-from gateway.served import Served
+from gateway.served import Served, models
 from loadtest.servers import Sim
 from tests.gateway.loopback import Peer, serving
 from tests.gateway.serving import eventually, gateway, plain
@@ -39,12 +41,14 @@ async def test_each_change_is_told_once_and_what_is_no_list_changes_nothing(capl
         (plain(b"{}", "503 Busy"), "missing"),
         (plain(b'{"status": "ok"}'), "missing"),
         (plain(b"[" * 100_000), "missing"),
+        (plain(b'{"data": [{"id": 1e300}, {"id": "m"}]}'), "missing"),
         (listed("other"), "missing"),
         (plain(b"", "401 No"), "no_key"),
         (listed("m", max_model_len=4095), "short"),
         (listed("m", max_model_len=2048), "short"),
         (listed("m", max_model_len=4096), "ok"),
         (listed("m", max_model_len="1k"), "ok"),
+        (listed("m", max_model_len=1e300), "ok"),
     ]
     left = [answer for answer, _ in answers]
 
@@ -59,6 +63,14 @@ async def test_each_change_is_told_once_and_what_is_no_list_changes_nothing(capl
             assert served.told()["flash"] == [found]
     told = [" ".join(line.split(" ")[3:7]) for line in caplog.messages]
     assert told == ["does not have m,", "refuses its key and", "has m with a", "has m as the"]
+
+
+@pytest.mark.parametrize("one", [b'{"id":1e300},', b'{"id":"a"},'])
+def test_no_list_that_a_server_tells_holds_up_all_others(one: bytes) -> None:
+    told = b'{"data":[%b{"id":"m"}]}' % (one * (LARGEST // len(one)))
+    started = time.thread_time()
+    assert models(told) == {}
+    assert time.thread_time() - started < 0.3
 
 
 async def test_servers_are_shown_their_tiers_key_and_those_of_other_engines_are_not_asked(

@@ -141,7 +141,8 @@ def test_what_was_worked_out_once_is_what_each_request_alone_would_come_to(
 ) -> None:
     prompt = DIALECTS[path].prompt[-1]
     turns = '[{"role" : "user","content":"x"}]' if prompt == "messages" else '"x"'
-    text = "{" + ",".join(f'"{name}":{value}' for name, value in {prompt: turns, **members}.items()) + "}"
+    said = {prompt: turns} | {name: value for name, value in members.items() if name not in DIALECTS[path].foreign}
+    text = "{" + ",".join(f'"{name}":{value}' for name, value in said.items()) + "}"
     body, fields = in_dialect(path, text.encode())
     request = ChatRequest("r", Caller("1", "ann", plan, 'salt "of" ann'), path, body, fields, {}, 0.0)
     for name, tier in POLICY.tiers.items():
@@ -180,6 +181,32 @@ def test_a_privileged_field_goes_no_further_unless_the_plan_says_so(name: str) -
     free = Plan(fields=(name,))
     assert sent(text, plan=free)[name] == -999
     assert stripped(asked(text), free) == []
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"n_predict": 400',  # beats max_tokens
+        '"n_cmpl": 4',  # beats n
+        '"generation_config": "{\\"num_return_sequences\\": 9}"',
+        '"echo": true',  # prompt_logprobs by another name
+        '"include_reasoning": false',  # tokens without events
+        '"stream_reasoning": false',
+        '"repetition_detection": {"min_pattern_size": 4000, "max_pattern_size": 1000000, "min_count": 2}',
+        '"stop_regex": "(a+)+$"',
+        '"repeat_last_n": 1000000000',
+        '"grammar_triggers": [{"type": 99, "value": "x"}]',
+        '"id_slot": 0',
+        '"lora": [{"id": 0, "scale": 0}]',
+        '"processor": "somebody/else"',
+        '"service_tier": "priority"',
+        '"web_search_options": {}',
+        '"models": ["dear/model"], "provider": {"only": ["nobody"]}, "plugins": [{"id": "web"}]',
+    ],
+)
+def test_nothing_asks_a_server_for_more_than_is_held_counted_and_paid(field: str) -> None:
+    said = '{"model": "auto", "n": 1, "max_tokens": 1, "stop": ["x"], "logprobs": true}'
+    assert sent(said.replace("}", f", {field}}}")) == sent(said)
 
 
 def test_a_callers_privileged_field_does_not_displace_the_tiers_own() -> None:

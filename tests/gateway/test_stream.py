@@ -68,7 +68,8 @@ async def relayed(talk: Talk, *, path: str = CHAT, hide_usage: bool = True) -> S
     async with serving(talk) as (client, origin, _):
         poured = await pour(await ask(client, origin, QUICK), path=path, hide_usage=hide_usage)
     assert (poured.data, poured.usage, poured.error) == (pulled.data, pulled.usage, pulled.error)
-    assert (poured.usage.events, repr(poured.refusal)) == (pulled.usage.events, repr(pulled.refusal))
+    assert (poured.usage.events, poured.usage.bulk) == (pulled.usage.events, pulled.usage.bulk)
+    assert repr(poured.refusal) == repr(pulled.refusal)
     return pulled
 
 
@@ -145,6 +146,15 @@ async def test_events_that_are_like_those_before_are_looked_at_where_they_say_mo
 def taking(taken: list[bytes], data: bytes) -> bool:
     taken.append(data)
     return True
+
+
+async def test_of_a_large_event_the_bytes_count_and_of_many_small_ones_the_events(run: Run) -> None:
+    large = chunk("x" * 5000)
+    for parts in ([chunk("one"), large, chunk("two")], [chunk("one") + large[:99], large[99:] + chunk("two")]):
+        seen = await relayed(streaming(*parts, counted() + DONE))
+        assert (seen.usage.events, seen.usage.bulk) == (5, len(large))
+    seen = await relayed(streaming(b"".join(chunk(f"{n}") for n in range(100)), DONE))
+    assert (seen.usage.events, seen.usage.bulk) == (101, 0)
 
 
 @pytest.mark.parametrize("together", [True, False])

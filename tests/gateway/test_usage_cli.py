@@ -12,7 +12,7 @@ from tests.stores import on
 
 async def fill(store: Store) -> None:
     await store.put_key(KeyRecord("ann", "hash", "research", None, 1.0))
-    await store.put_key(KeyRecord("bob", "hash", '=1,"a"', None, 1.0))
+    await store.put_key(KeyRecord("bob", "hash", '=1,"a"\x1b[2J\n', None, 1.0))
     for caller, kind, money in (("ann", "answer", 2_000_000), ("ann", "triage", 1000), ("bob", "answer", 500_000)):
         held = await store.admit(caller, Limits(100, 100, 60.0), None, Bound("pro", "flash"))
         await store.settle(caller, held.lease or "", [Line("pro", kind, kind == "triage", 10, 2, 5, money)])  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
     assert [line.split() for line in shown.splitlines()[1:-2]] == [
         [today, "ann", "research", "pro", "answer", "1", "10", "2", "5", "0.002000"],
         [today, "ann", "research", "pro", "triage", "estimated", "1", "10", "2", "5", "0.000001"],
-        [today, "bob", '=1,"a"', "pro", "answer", "1", "10", "2", "5", "0.000500"],
+        [today, "bob", '=1,"a"\\x1b[2J\\n', "pro", "answer", "1", "10", "2", "5", "0.000500"],
     ]
     by_nothing_else = usage("--redis", valkey, "--by", "tier").stdout.splitlines()[1:-2]
     assert [line.split()[:3] for line in by_nothing_else] == [["pro", "answer", "2"], ["pro", "overhead", "estimated"]]
@@ -49,7 +49,7 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
         "day,caller,name,tier,kind,estimated,requests,prompt,cached,completion,USD",
         f"{today[:7]},ann,research,,answer,,1,10,2,5,0.002000",
         f"{today[:7]},ann,research,,overhead,estimated,1,10,2,5,0.000001",
-        f"""{today[:7]},bob,"'=1,""a\""",,answer,,1,10,2,5,0.000500""",
+        f"""{today[:7]},bob,"'=1,""a""\\x1b[2J\\n",,answer,,1,10,2,5,0.000500""",
     ]
     assert json.loads(usage("--redis", valkey, "--to", "1999-01-01", "--json").stdout)["rows"] == []
 
