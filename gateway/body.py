@@ -244,20 +244,22 @@ def _usual(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes] | None:
     """
     if not members or len(data) > SHORT:
         return None
-    at, compact, spaced = _frames(*members)
-    if not at:
+    frames = _frames(*members)
+    if not frames:
         return None
+    at, compact, spaced = frames
     pieces = [*(spaced if data[at] == SPACE else compact)]
     pieces[3::2] = members.values()
     return pieces if b"".join(pieces) == data else None
 
 
 @lru_cache(maxsize=128)  # of SHORT bodies
-def _frames(*names: str) -> tuple[int, tuple[bytes, ...], tuple[bytes, ...]]:
-    """Where the first value or a space before it stands, and the pieces without their values, without spaces and with
-    them; 0 where a name has a character that JSON might write in another way."""
-    at = len(names[0]) + 4 if "".join(names).isidentifier() else 0
-    return at, _frame(":", ",", names), _frame(": ", ", ", names)
+def _frames(*names: str) -> tuple[int, tuple[bytes, ...], tuple[bytes, ...]] | None:
+    """Where the first value stands, or the space before it; the pieces without their values, as written without spaces
+    and with them. None where a name has a character that JSON might write in another way."""
+    if not "".join(names).isidentifier():
+        return None
+    return len(names[0]) + 4, _frame(":", ",", names), _frame(": ", ", ", names)
 
 
 def _frame(colon: str, comma: str, names: Sequence[str]) -> tuple[bytes, ...]:
