@@ -13,7 +13,7 @@ from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
 from gateway.reply import NOBODY, Reply
-from gateway.splice import stripped
+from gateway.splice import STRIPPED, stripped
 from gateway.types import ChatRequest
 from gateway.wire import header_lines
 
@@ -48,6 +48,8 @@ def _chosen(tier: str, rule: str, reason: str, cache: str, policy: Policy) -> by
 
 def stripped_line(request: ChatRequest, policy: Policy) -> bytes:
     """The header line x-route-stripped: the request's fields that were taken out. b"" for none."""
+    if STRIPPED.isdisjoint(request.body.members):
+        return b""
     names = stripped(request, policy.callers.plans[request.caller.plan])
     return header_lines([(b"x-route-stripped", _ascii(", ".join(names)))]) if names else b""
 

@@ -8,13 +8,13 @@ import math
 import operator
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from gateway.errors import BadRequest
+from gateway.errors import UNREADABLE, BadRequest
 
 MAX_CHOICES = 16  # `n` multiplies the work of one request; vLLM ran out of memory on huge values (CVE-2026-34756)
 MAX_PROMPTS = 2048  # of a request, times `n`: each is a job of its own to a server; OpenAI's bound for embeddings
@@ -140,7 +140,10 @@ class Body:
         """Raises BadRequest when `data` is not one JSON object with unique keys, or holds too much."""
         if len(data) > MAX_VALUES and sum(map(data.count, (b"{", b"[", b":"))) > MAX_VALUES:
             raise BadRequest("The request body has too many objects, arrays and members.")
-        self.members = members = _decode(_MEMBERS if len(data) <= SHALLOW else _MEMBERS_BELOW, data)
+        try:
+            self.members = members = (_MEMBERS if len(data) <= SHALLOW else _MEMBERS_BELOW)(data)
+        except UNREADABLE as error:
+            raise _refused(error) from None
         if len(members) > MAX_MEMBERS:
             raise BadRequest(f"An object of the request has more than {MAX_MEMBERS} members.")
         self.pieces = _usual(data, members) or _walked(data, members)
@@ -210,21 +213,21 @@ def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
     for name, most in LONGEST.items() if len(data) > MAX_LIST else ():
         if body.size(name) > most:
             raise BadRequest(f"'{name}' is over {most} bytes.", param=name)
-    return body, _decode(shape.decode, data)
+    try:
+        return body, shape.decode(data)
+    except UNREADABLE as error:
+        raise _refused(error) from None
 
 
 read = partial(read_as, _FIELDS)
 
 
-def _decode(decode: Callable[[bytes], T], data: bytes) -> T:
-    try:
-        return decode(data)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
-    except RecursionError:
-        raise BadRequest("The request body is nested too deeply.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+def _refused(error: Exception) -> BadRequest:
+    if isinstance(error, msgspec.ValidationError):
+        return _invalid(str(error))
+    if isinstance(error, RecursionError):
+        return BadRequest("The request body is nested too deeply.")
+    return BadRequest(f"The request body is not valid JSON: {error}.", code="invalid_json")
 
 
 def _invalid(text: str) -> BadRequest:
@@ -244,21 +247,27 @@ def _usual(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes] | None:
     """
     if not members or len(data) > SHORT:
         return None
-    frame = _frame(data[len(next(iter(members))) + 4] == SPACE, *members)
-    if not frame:
+    frames = _frames(*members)
+    if not frames:
         return None
-    pieces = [*frame]
+    at, compact, spaced = frames
+    pieces = [*(spaced if data[at] == SPACE else compact)]
     pieces[3::2] = members.values()
     return pieces if b"".join(pieces) == data else None
 
 
 @lru_cache(maxsize=128)  # of SHORT bodies
-def _frame(spaced: bool, *names: str) -> tuple[bytes, ...]:
-    """The pieces without their values; none where a name has a character that JSON might write in another way."""
-    colon, comma = (": ", ", ") if spaced else (":", ",")
+def _frames(*names: str) -> tuple[int, tuple[bytes, ...], tuple[bytes, ...]] | None:
+    """Where the first value stands, or the space before it; the pieces without their values, as written without spaces
+    and with them. None where a name has a character that JSON might write in another way."""
+    if not "".join(names).isidentifier():
+        return None
+    return len(names[0]) + 4, _frame(":", ",", names), _frame(": ", ", ", names)
+
+
+def _frame(colon: str, comma: str, names: Sequence[str]) -> tuple[bytes, ...]:
     joint = f'"{colon}\n\n{comma}"'
-    frame = f'{{\n\n"{joint.join(names)}"{colon}\n\n}}'
-    return tuple(frame.encode().split(b"\n")) if "".join(names).isidentifier() else ()
+    return tuple(f'{{\n\n"{joint.join(names)}"{colon}\n\n}}'.encode().split(b"\n"))
 
 
 def _walked(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes]:

@@ -131,7 +131,9 @@ def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
             vision = vision or any(part.type.startswith(VISUAL) for part in content or ())
         if message.role == "user" and speaks(message):
             last, turns = message, turns + 1
-    said: Sequence[str] = own(last) if last else ()
+    said: Sequence[str] = ()
+    if last:  # a text that speaks is no note
+        said = (last.content,) if isinstance(last.content, str) else own(last)
     if fields.prompt is not None:
         given = prompts(fields.prompt)
         characters, further = characters + sum(map(len, given)), further + sum(map(beyond, given))

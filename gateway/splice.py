@@ -32,7 +32,7 @@ PRIVILEGED = (
     "service_tier", "web_search_options", "models", "provider", "plugins",
 )  # fmt: skip
 _PRIVILEGED = frozenset(PRIVILEGED)
-_STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
+STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
 TEMPLATE_KWARGS = frozenset({"thinking", "enable_thinking", "reasoning_effort"})
 
 COUNTED = (b'{"include_usage":true}', b'{"include_usage": true}')  # asks for its usage itself, once
@@ -142,8 +142,6 @@ def extra_logprobs(request: ChatRequest, name: str, policy: Policy) -> Changes:
 
 def stripped(request: ChatRequest, plan: Plan) -> list[str]:
     """Names of the members that no model server gets to see as they were sent, to be told to the caller."""
-    if _STRIPPED.isdisjoint(request.body.members):
-        return []
     fields = _withheld(request, plan)
     if _foreign(request.fields.chat_template_kwargs or (), plan):
         fields.append("chat_template_kwargs")

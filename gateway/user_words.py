@@ -28,8 +28,9 @@ def speaks(message: Message) -> bool:
 def own(message: Message) -> list[str]:
     """The texts of a message that are no notes."""
     content = message.content
-    said = [content] if isinstance(content, str) else [part.text for part in content or () if part.text]
-    return [text for text in said if not _noted(text)]
+    if isinstance(content, str):
+        return [] if _noted(content) else [content]
+    return [part.text for part in content or () if part.text and not _noted(part.text)]
 
 
 def opening(messages: Sequence[Message]) -> Sequence[Message]:
