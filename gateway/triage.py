@@ -123,10 +123,11 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
     rules, template, said = policy.triage, policy.once(_template, strategy, text), judged_part(request, policy)
     words = _without_media(said) if len(said) > SHORT and pieces(request.fields) else said
     cut = _longer(words, rules.input.characters)
-    if strategy == "decisions":
-        return Question(template, template.opening + _quoted(words, rules.input.characters), template.ending, cut)
-    whole = rules.layout == "suffix" and request.path == CHAT and not cut
-    members, tools = _shared(request, policy, whole)
+    deciding = strategy == "decisions"
+    whole = rules.layout == "suffix" and request.path == CHAT and not cut and not deciding
+    # OpenAI's own decisions endpoint refuses members that it does not know.
+    bare = deciding and policy.tiers[rules.tier].engine != "vllm"
+    members, tools = (b"", False) if bare else _shared(request, policy, whole)
     if whole:
         return Question(template, b'{%b"messages":%b' % (members, said[:-1]), template.endings[tools], cut)
     quoted = _quoted(words, rules.input.characters)
@@ -136,7 +137,7 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
 def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
     """The policy's strategy; with `auto`, the best one that the servers support and the prompt allows.
 
-    `choice` comes before `decisions`, as it shares the answer's prefill and has a cache_salt.
+    `choice` comes before `decisions`, as it shares the answer's prefill.
     """
     if rules.strategy != "auto":
         return rules.strategy
@@ -267,10 +268,10 @@ def _unthinking(kwargs: bytes | None) -> bytes:
 
 
 def _decision(tier: Tier, prompt: Prompt, told: str) -> tuple[bytes, bytes]:
-    """OpenAI's Decisions API: a text and one question of ours, nothing else; servers refuse unknown fields."""
+    """OpenAI's Decisions API: a text and one question of ours; servers refuse unknown fields."""
     choices = [{"value": label} for label in prompt.labels]
     asked = {"type": "choice", "name": prompt.answer, "instructions": told, "choices": choices}
-    return b'{"model":%b,"input":' % _encode(tier.model), b',"questions":%b}' % _encode([asked])
+    return b'"model":%b,"input":' % _encode(tier.model), b',"questions":%b}' % _encode([asked])
 
 
 def _quoted(conversation: bytes, characters: int) -> bytes:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from backends.recipes.models import FP4_EXPERT, MODELS
+
 H200_RATE = 4.3e12  # memory bandwidth that a copy reaches on an H200, bytes a second
 H200_FLOPS = 791e12  # dense bf16, operations a second
-BYTES = {"bf16": 2.0, "fp8": 1.0, "mxfp4": 0.53125}  # of a parameter; mxfp4: four bits, and a scale byte for 32
+BYTES = {"bf16": 2.0, "fp8": 1.0, "mxfp4": FP4_EXPERT}  # of a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,10 @@ class Shape:
         return (self.active - self.layers * self.top_k * self.expert_params) * BYTES[self.rest]
 
 
-V4_FLASH = Shape("V4-Flash", 43, 256, 6, 4096, 2048, 13e9, "mxfp4", "fp8")
+_FLASH = MODELS["flash"]
+V4_FLASH = Shape(
+    "V4-Flash", _FLASH.layers, _FLASH.experts, _FLASH.top_k, _FLASH.hidden, _FLASH.inner, 13e9, "mxfp4", "fp8"
+)
 QWEN3_30B = Shape("Qwen3-30B-A3B", 48, 128, 8, 2048, 768, 3.3e9, "bf16", "bf16")
 MIXTRAL = Shape("Mixtral-8x7B", 32, 8, 2, 4096, 14336, 12.9e9, "bf16", "bf16")
 

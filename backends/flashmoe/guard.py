@@ -1,10 +1,10 @@
 """Is the error that skipping makes still as small as when it was calibrated?
 
 In one step of `every`, each layer is computed twice from the same hidden states, with and without skipping. A moving
-average of the relative error is compared with a calibrated bound. Above the bound the pressure to skip is halved, below
-it the pressure rises slowly. Far above the bound, or above it at the lowest pressure, the guard trips: nothing is
-skipped any more, and the steps that are compared compute the skipping output aside. It resets after a number of good
-comparisons in a row, which doubles with each trip.
+average of its tokens' relative errors is compared with a calibrated bound. Above the bound the pressure to skip is
+halved, below it the pressure rises slowly. Far above the bound, or above it at the lowest pressure, the guard trips:
+nothing is skipped any more, and the steps that are compared compute the skipping output aside. It resets after a number
+of good comparisons in a row, which doubles with each trip.
 """
 
 from collections.abc import Mapping
@@ -102,14 +102,21 @@ class Guard:
 
 
 def squares(skipped: Tensor, whole: Tensor) -> Tensor:
-    """The squared norms of the difference and of `whole`: [2] fp32."""
-    return torch.stack([(skipped - whole).float().square().sum(), whole.float().square().sum()])
+    """The squared norms of each token's difference and of its `whole`: [2, N] fp32, from outputs [N, H]."""
+    norms = [torch.linalg.vector_norm(each, dim=1, dtype=torch.float32) for each in (skipped - whole, whole)]
+    return torch.stack(norms).square()
 
 
 def distance(squared: Tensor) -> float:
-    """The relative error, from what `squares` gave or from a sum of such; 0 where `whole` is 0."""
-    apart, size = squared.tolist()
-    return (apart / size) ** 0.5 if size else 0.0
+    """The mean of the tokens' relative errors, from what `squares` gave or from a sum of such. Tokens whose outputs are
+    both 0, as padding's, are left out; 0 if there are no others.
+
+    Each token counts alike, as the norms of a few, attention's sinks, are hundreds of times those of the others.
+    """
+    apart, size = squared
+    errors = torch.where(apart == 0, 0, apart / size).sqrt()
+    real = (apart + size != 0).sum().clamp(min=1)
+    return (errors.sum() / real).item()
 
 
 def bound(values: Tensor, smooth: float, sigmas: float = 6.0) -> float:

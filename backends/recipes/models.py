@@ -26,6 +26,7 @@ class Model:
     hidden: int
     inner: int  # an expert's intermediate size
     experts: int
+    top_k: int  # experts of a token
     heads: int
     csa: int
     hca: int
@@ -65,6 +66,7 @@ MODELS = {
         hidden=4096,
         inner=2048,
         experts=256,
+        top_k=6,
         heads=64,
         csa=21,
         hca=20,
@@ -80,6 +82,7 @@ MODELS = {
         hidden=7168,
         inner=3072,
         experts=384,
+        top_k=6,
         heads=128,
         csa=30,
         hca=31,

@@ -42,6 +42,7 @@ class Decisions(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     input: str
     questions: list[Question]
+    cache_salt: str | None = None
 
 
 def adapted(request: Request, engine: str, body: bytes) -> Request:
@@ -81,7 +82,7 @@ def deciding(body: bytes, settings: Settings) -> ChatRequest:
     messages = [{"role": "system", "content": question.instructions}, {"role": "user", "content": asked.input}]
     choices = [option.value for option in question.choices]
     return ChatRequest(messages=messages, model=asked.model, max_tokens=1, structured_outputs={"choice": choices},
-                       chat_template_kwargs={"thinking": False})  # fmt: skip
+                       chat_template_kwargs={"thinking": False}, cache_salt=asked.cache_salt)  # fmt: skip
 
 
 def decided(shaped: Shape, plan: Plan, usage: JSON, choices: list[str]) -> JSON:

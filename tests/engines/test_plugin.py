@@ -327,6 +327,21 @@ def test_shared_experts_that_are_slots_are_refused_with_what_to_change(place: Pa
     assert "VLLM_ROCM_USE_AITER_FUSION_SHARED_EXPERTS=0, or without the variable" in found.stderr
 
 
+OWN_MAKING = """
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+class Own(RoutedExperts): ...
+for at in (1, 2):
+    FusedMoEFactory(**sizes, prefix=f"model.layers.{at}.mlp", routed_experts_cls=Own)
+"""
+
+
+def test_a_layer_of_a_models_own_making_is_told_of_once(place: Path) -> None:
+    found = in_a_layer(OWN_MAKING, place, FLASHMOE_VLLM="mode=top-k,k=1")
+    assert found.returncode == 0, found.stderr
+    assert (found.stdout + found.stderr).count("flashmoe skips no expert in layers of Own:") == 1
+    assert "in layers of Experts:" not in found.stdout + found.stderr
+
+
 GUARDED = """
 torch.manual_seed(0)
 for parameter in layer.parameters():
@@ -358,9 +373,10 @@ def test_the_guard_acts_on_what_requests_bring_also_after_a_step_without_numbers
 
 DECISIONS = """
 from types import SimpleNamespace
-from vllm.entrypoints.generate.structured_decisions.strategies import select_read_strategy
+from backends.flashmoe.plugin import _module, shape
+known = next(filter(None, map(_module, shape.STRATEGIES)))
 model = SimpleNamespace(architecture="DeepseekV4ForCausalLM", logprobs_mode="raw_logprobs")
-print("asks by", select_read_strategy(model, ("generate",)).__name__)
+print("asks by", known.select_read_strategy(model, ("generate",)).__name__)
 """
 
 

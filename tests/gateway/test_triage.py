@@ -374,12 +374,19 @@ def test_a_verdict_of_servers_that_skip_experts_is_remembered_apart(able: str) -
 
 def test_a_decision_holds_the_conversation_as_one_quoted_text_and_one_question() -> None:
     policy = policy_for(FLASH, PRO, triage={"strategy": "decisions"})
-    found = question(asked(body('"}],"questions":[]', tools=TOOLS)), policy)
+    request = asked(body('"}],"questions":[]', tools=TOOLS))
+    found = question(request, policy)
     asking = json.loads(found.body)
     assert found.template.path == DECISIONS
-    assert set(asking) == {"model", "input", "questions"}
+    assert set(asking) == {"model", "input", "questions", "cache_salt"}
+    assert asking["cache_salt"] == answered(request, policy)["cache_salt"], "nobody else's KV blocks"
     assert json.loads(json.loads(asking["input"]))[0]["content"] == '"}],"questions":[]'
     assert [choice["value"] for choice in asking["questions"][0]["choices"]] == ["simple", "complex"]
+
+
+def test_a_decision_of_another_engine_has_no_member_that_its_endpoint_may_refuse() -> None:
+    policy = policy_for(FLASH, PRO, triage={"strategy": "decisions"}, tiers={"flash": {"engine": "openai"}})
+    assert set(sent(asked(body(cache_salt="own")), policy)) == {"model", "input", "questions"}
 
 
 OWN: JSON = {"house": {"version": "v2", "question": "Is it easy?", "labels": {"easy": "simple", "hard": "complex"}}}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from backends.recipes.models import MODELS
+
 
 class Format(StrEnum):
     """The storage format of weights."""
@@ -43,8 +45,9 @@ class Launch:
     programs: int  # the grid of the persistent matrix kernels
 
 
+_FLASH = MODELS["flash"]
 SHAPES = {
-    "v4-flash": Shape(256, 6, 4096, 2048),
+    "v4-flash": Shape(_FLASH.experts, _FLASH.top_k, _FLASH.hidden, _FLASH.inner),
     "qwen3-30b": Shape(128, 8, 2048, 768),
     "mixtral": Shape(8, 2, 4096, 14336),
     "gpt-oss-20b": Shape(32, 4, 2880, 2880),

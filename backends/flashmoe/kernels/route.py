@@ -167,7 +167,8 @@ def _weights(
         raised = tl.where(real, tl.exp(x - tl.max(tl.where(real, x, float("-inf")), 1)[:, None]), 0.0)
         score = raised / tl.maximum(tl.sum(raised, 1), 1e-30)[:, None]
     else:
-        score = tl.sqrt(tl.maximum(x, 0.0) + tl.log(1 + tl.exp(-tl.abs(x))))
+        low = tl.exp(-tl.abs(x))  # of a small one 1 + low has few digits left, or none: its series then
+        score = tl.sqrt(tl.maximum(x, 0.0) + tl.where(low < 1e-3, low - low * low / 2, tl.log(1 + low)))
     left = tl.where(real, score + tl.load(bias + expert, mask=expert < E, other=0.0)[None, :], float("-inf"))
     weight = tl.zeros_like(score)
     for _ in range(TOP):

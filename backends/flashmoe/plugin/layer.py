@@ -1,5 +1,6 @@
 """How do vLLM's MoE layers skip experts?   Subclasses of its classes. Import only after `shape.unfit` gave None."""
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -33,7 +34,26 @@ def install(settings: Settings) -> None:
     Experts.settings = settings
     RoutedExperts.register_oot(Experts)
     GateLinear.register_oot(_Gate)
+    RoutedExperts.__init__ = _telling(RoutedExperts.__init__)
     log.info("flashmoe is on: %s", settings)
+
+
+def _telling(made: Any) -> Any:
+    """`RoutedExperts.__init__` that also logs an error, once a class, for a model's own subclass: vLLM's registry goes
+    by the class that is asked for, so such a layer is not replaced."""
+
+    @functools.wraps(made)
+    def told(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(self, Experts):
+            _passed_over(type(self).__name__)
+        made(self, *args, **kwargs)
+
+    return told
+
+
+@functools.cache
+def _passed_over(name: str) -> None:
+    log.error("flashmoe skips no expert in layers of %s: the model has them in place of vLLM's RoutedExperts", name)
 
 
 class Experts(RoutedExperts):

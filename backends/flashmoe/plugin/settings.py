@@ -9,7 +9,7 @@ FLASHMOE_VLLM is JSON or, where no layer differs, names and values: `mode=top-k,
 - `hash_layers`: `exact` skips nothing in hash-routed layers; `skip`, the default, treats them as the others.
 - `renormalise`: whether the kept router weights are scaled up to the sum of all; false.
 - `requests`: whether a request may set its own k for the tokens it generates (see `own`); false.
-- `guard`: the relative error of a layer's output above which nothing is skipped any more; null: no guard.
+- `guard`: the mean of tokens' relative errors in a layer above which nothing is skipped any more; null: no guard.
   `every`: steps from one comparison to the next; 64.
 - `decisions`: whether vLLM's decisions endpoint, which does not support DeepSeek V4, is enabled for it; false.
 - `log_s`: seconds between two log lines with the counts; 60. With 0 nothing is counted.

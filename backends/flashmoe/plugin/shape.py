@@ -1,7 +1,7 @@
 """Is this the vLLM that the plug-in was written for?
 
 vLLM's MoE layer changed its class twice (`FusedMoE` alone; then a runner; then `RoutedExperts`), so its interface is
-compared and not the version number. Tested with vLLM 0.32.0.
+compared and not the version number. Tested with vLLM 0.32.0 and 0.33.0's Python.
 """
 
 import importlib

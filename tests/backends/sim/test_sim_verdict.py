@@ -145,6 +145,7 @@ def test_decisions_need_a_model_that_supports_them_and_allow_no_other_field(url:
         answer = HTTP.post(base + "/v1/decisions", json=DECISION).json()["answers"][0]
         assert answer["choice"] == "complex"
         assert sum(one["probability"] for one in answer["probabilities"]) == pytest.approx(1)
+        assert HTTP.post(base + "/v1/decisions", json={**DECISION, "cache_salt": "own"}).status_code == 200
         assert HTTP.post(base + "/v1/decisions", json={**DECISION, "temperature": 0}).status_code == 400
 
 

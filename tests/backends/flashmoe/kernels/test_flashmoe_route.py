@@ -46,6 +46,15 @@ def test_the_kernel_keeps_what_the_policies_keep(rule: Rule, tokens: int, expert
     same_blocks(found.blocks, align.reference_blocks(ids, experts, 16))
 
 
+@pytest.mark.parametrize("shift", [-25.0, -6.9, 25.0])  # 1 + exp(-25) is 1 in fp32
+def test_experts_of_which_all_score_low_or_high_are_ranked_too(shift: float) -> None:
+    logits, bias, budget = drawn(7, 24, [6])
+    found = route.route(logits + shift, bias * 0, budget, RULES["all"], rows=16)
+    ids, weights = route.reference(logits + shift, bias * 0, budget, RULES["all"])
+    assert found.ids.tolist() == ids.tolist()
+    torch.testing.assert_close(found.weights, weights, rtol=1e-4, atol=0)
+
+
 def test_a_predictor_ranks_by_what_experts_would_say() -> None:
     torch.manual_seed(1)
     head, hidden = Head(32, 24), torch.randn(18, 32)
