@@ -199,8 +199,8 @@ def _dropped(pieces: list[bytes]) -> bytes:
 def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
     """The body and its decoded fields. Raises BadRequest with the field's name as `param`.
 
-    What is accepted can be decoded again: it is UTF-8, and not nested so deep that a caller's stack decides. A byte
-    order mark before it, as Windows' programs write one into files, is no part of the body.
+    What is accepted can be decoded again: it is UTF-8 after its byte order mark, if any, and not nested so deep that a
+    caller's stack decides.
     """
     if not data.isascii():
         try:
@@ -245,9 +245,7 @@ def _usual(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes] | None:
 
     Plain names and whole values, each once and put together so, can be read in one way only: no key comes twice.
     """
-    if not members or len(data) > SHORT:
-        return None
-    frames = _frames(*members)
+    frames = _frames(*members) if members and len(data) <= SHORT else None
     if not frames:
         return None
     at, compact, spaced = frames
