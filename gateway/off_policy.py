@@ -17,7 +17,6 @@ from typing import NamedTuple
 LEAST = 30.0  # effective outcomes below which nothing is claimed
 RARE = 2.0  # expected square of a weight above which a request was mostly sent elsewhere
 FEWEST, MOST, TURNS = 30, 100, 5  # blocks to take a variance over, and neighbours in each where there are enough
-KIND = 10  # a name that more than one request in so many have is a kind of requests, no conversation
 Z = 1.959964  # of 95 %
 
 
@@ -85,10 +84,20 @@ def estimate(outcomes: Sequence[Weighed], unsupported: float = 0.0) -> Estimate:
     mean = mean_of(outcomes)
     if mean.worth < LEAST:
         raise Unknown(f"{mean.worth:.0f} effective outcomes of {len(outcomes)}, at least {LEAST:.0f} are needed")
+    found, plain = around(mean, outcomes), sum(one.weight * one.value for one in outcomes) / len(outcomes)
+    return Estimate(found.value, found.low, found.high, plain, mean.worth, len(outcomes))
+
+
+def rate(of: Sequence[Weighed]) -> Interval:
+    """The mean value of requests, in an order as `estimate` takes them; anything from 0 to 1 where there are none."""
+    return around(mean_of(of), of) if of else Interval(0.0, 0.0, 1.0)
+
+
+def around(mean: Mean, outcomes: Sequence[Weighed]) -> Interval:
+    """The mean of the outcomes with its interval."""
     off = deviation(mean.pulls, mean.unseen, [one.conversation for one in outcomes])
-    low, high = max(0.0, min(mean.middle - off, mean.value)), min(1.0, max(mean.middle + off, mean.value))
-    plain = sum(one.weight * one.value for one in outcomes) / len(outcomes)
-    return Estimate(mean.value, low, high, plain, mean.worth, len(outcomes))
+    low, high = min(mean.middle - off, mean.value), max(mean.middle + off, mean.value)
+    return Interval(mean.value, max(0.0, low), min(1.0, high))
 
 
 def difference(one: Sequence[Weighed], other: Sequence[Weighed]) -> Interval:
@@ -160,22 +169,13 @@ def runs(names: Sequence[Hashable], several: int) -> list[int]:
 
 
 def names_of(names: Sequence[Hashable]) -> list[Hashable]:
-    """The names; in place of None, and of a name so frequent that it is a kind of requests (KIND), one that no other
-    request has."""
+    """The names; in place of None, and of a name that most have, as conversations have that all begin alike, one that
+    no other request has."""
     counts = Counter(names)
-    return [(at,) if name is None or counts[name] * KIND > len(names) else name for at, name in enumerate(names)]
+    return [(at,) if name is None or counts[name] * 2 > len(names) else name for at, name in enumerate(names)]
 
 
 def effective(weights: Sequence[float]) -> float:
     """The effective sample size of weighted outcomes (Kish)."""
     total, squares = sum(weights), sum(weight * weight for weight in weights)
     return total * total / squares if squares else 0.0
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` requests."""
-    if not count:
-        return 0.0, 1.0
-    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    spread = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max(0.0, middle - spread), min(1.0, middle + spread)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway.calibrate.halves import SplitBy
 from gateway.calibrate.layer import LEAST_OF_EACH, Label
 from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import Judged, apart
@@ -13,6 +14,7 @@ from gateway.off_policy import Z, effective
 
 LEAST = 100  # the fewest records, and the fewest with an outcome
 CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat
+SEVERAL = 20  # conversations or callers in a half, all as long, from which on an interval holds what it says
 HEARD = 20  # outcomes of a source that are enough to compare it with the others
 UNLIKE = 3.29  # standard deviations between two rates, beyond which they differ
 NEWEST = 500  # records that are held against all before them, as many as drift looks at
@@ -34,6 +36,19 @@ def few_outcomes(half: Sequence[Example], label: Label) -> str | None:
         return None
     told_worth = "" if worth > len(known) - 1 else f", worth {2 * worth:.0f} by their propensities"
     return f"{2 * len(known)} outcomes or so{told_worth}; at least {LEAST} are needed"
+
+
+def few_names(outcomes: Sequence[Judged], split: SplitBy) -> str | None:
+    """A message if the outcomes are of too few conversations (by `split` callers), by effective sample size; else
+    None."""
+    weights: dict[str | None, float] = {}
+    for one in outcomes:
+        weights[one.name] = weights.get(one.name, 0.0) + one.weight
+    worth = effective([*weights.values()])
+    if not outcomes or worth >= SEVERAL:
+        return None
+    those = "callers" if split == "caller" else "conversations"
+    return f"the outcomes held out are worth those of {worth:.0f} {those}; at least {SEVERAL} are needed to show a gain"
 
 
 def alike_outcomes(half: Sequence[Example], label: Label) -> str | None:
@@ -86,7 +101,12 @@ def caveats_on(
     records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer, partial: bool
 ) -> list[str]:
     """The caveats that hold, as sentences. `partial`: outcomes are `uneven`."""
-    found = [*_of_outcomes(records, report, target, partial), *_of_shares(report, target, len(records))]
+    return [*_of_outcomes(records, report, target, partial), *caveats_on_shares(records, report, target, layer)]
+
+
+def caveats_on_shares(records: Sequence[Example], report: Mapping[str, Any], target: Target, layer: Layer) -> list[str]:
+    """Those that hold whatever outcomes say."""
+    found = _of_shares(report, target, len(records))
     if changed(records, layer):
         found.append(
             "p is spread otherwise in the newest records than in those before: traffic changed, and what is fitted to "
@@ -100,8 +120,10 @@ def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: 
     checks = {
         "requests with an outcome differ from those without: what holds for the ones need not hold for the others, so "
         "nothing is proven; `explore` in the rule lets chance choose whose answers are judged": partial,
-        "not every answer was judged: where it takes a bad one to be told, failures are overstated, though their order "
-        "need not be wrong": 0 < volunteered < NEARLY * len(records),
+        "not every answer was judged: unless chance chose which, failures are overstated where it takes a bad one to "
+        "be told, and understated where it takes a good one; their order need not be wrong": (
+            0 < volunteered < NEARLY * len(records)
+        ),
         "those who judge differ in how many answers they find bad (see sources): not all of them hear a fair sample": (
             unlike(records)
         ),

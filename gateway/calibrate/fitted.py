@@ -9,7 +9,16 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
 from gateway.calibrate.bound import ALL, Tested, certify, least, steps
-from gateway.calibrate.caveats import LEAST, alike_outcomes, caveats_on, few_outcomes, gains, sources_of, uneven
+from gateway.calibrate.caveats import (
+    LEAST,
+    alike_outcomes,
+    caveats_on,
+    few_names,
+    few_outcomes,
+    gains,
+    sources_of,
+    uneven,
+)
 from gateway.calibrate.halves import SplitBy, Unproven, in_order, parted, together
 from gateway.calibrate.layer import Label, counted, failed, layer_for, needed
 from gateway.calibrate.mix import Mix, mix_of
@@ -24,6 +33,7 @@ from gateway.calibrate.report import (
     rate_interval,
     share_interval,
 )
+from gateway.calibrate.steady import unsteady
 from gateway.calibrate.target import Target
 from gateway.calibration import Basis, Layer
 from gateway.off_policy import effective
@@ -61,11 +71,9 @@ def calibrate(
     Raises Unproven with too few records, and when a bound cannot be certified. Shares need no outcomes: without any, or
     with those of some requests only, they follow score and verdict alone, and the calibration is not `proven`.
     """
-    decided = in_order([one for one in records if one.fixed is None])
-    if len(decided) < LEAST:
-        raise Unproven(f"{len(decided)} records that a verdict decided; at least {LEAST} are needed")
+    decided = by_verdicts(records)
     mix, question = mix_of(records, len(target.shares) or 2, explore), question_of(decided)
-    wanted = _wanted(mix, target)
+    wanted = to_choose(mix, target)
     fitted, judged = parted(decided, split)
     label: Label = needed if target.kind == "shares" else failed
     few = few_outcomes(fitted, label) or few_outcomes(judged, label)
@@ -75,38 +83,54 @@ def calibrate(
     learned = not (few or alike or uneven(decided, layer_for(decided, label, learned=False)))
     layer = layer_for(fitted, label, learned)
     partial = uneven(decided, layer)
-    held = _held(layer, judged, label)
+    held, otherwise = _held(layer, judged, label, split), unsteady(decided, layer, label)
     edges, bound = _bounded(target, held.once)
     edges = edges or thresholds(ranks(layer, fitted), wanted)
-    report = bound | _report(held, edges, mix) | {"sources": sources_of(decided)}
+    report = bound | in_bands(held.all, edges, mix) | {"sources": sources_of(decided)}
     report |= {} if few else _worth(held, edges[0])
-    report |= {} if few or alike else _lift(held, edges[-1])  # of too few gains resampling knows no interval
-    lacks = [few, alike, _again(held) if bound else None]
+    lacks = [few, alike, few_names(held.hits, split)]  # of so little resampling knows no interval
+    report |= {} if any(lacks) else _lift(held, edges[-1])
+    lacks += [_again(held) if bound else None, otherwise]
     caveats = (*caveats_on(decided, report, target, layer, partial), *filter(None, lacks))
+    proven = not (partial or otherwise) and (bool(bound) or gains(report))
     if wanted:
         fitted, layer = decided, layer_for(decided, label, learned)
     p = ranks(layer, decided)
     edges = thresholds(p, wanted) if wanted else edges
     basis = replace(basis_of(p, decided, fitted, label), question=question if "p_complex" in layer.inputs else None)
-    return Calibration(target, layer, edges, basis, report, caveats, not partial and (bool(bound) or gains(report)))
+    return Calibration(target, layer, edges, basis, report, caveats, proven)
+
+
+def by_verdicts(records: Sequence[Example]) -> list[Example]:
+    """Those that a verdict decided, in order. Raises Unproven where they are too few."""
+    decided = in_order([one for one in records if one.fixed is None])
+    if len(decided) < LEAST:
+        raise Unproven(f"{len(decided)} records that a verdict decided; at least {LEAST} are needed")
+    return decided
 
 
 class JudgedHalf(NamedTuple):
-    """The judging half: p of all its records; the outcomes in it with their p, as `hits`, and of each request `once`,
-    however often it was sent, or of each conversation."""
+    """The judging half: `all` its records; those with `outcomes`, these as `hits`, and of each request `once`, however
+    often it was sent, or of each conversation."""
 
-    p: list[float]
-    outcomes: list[tuple[float, Example]]
+    all: list[Judged]
+    outcomes: list[Example]
     hits: list[Judged]
     once: list[Judged]
 
 
-def _held(layer: Layer, judged: Sequence[Example], label: Label) -> JudgedHalf:
-    p = ranks(layer, judged)
-    outcomes = [(at, one) for at, one in zip(p, judged, strict=True) if label(one) is not None and not one.retried]
-    names = together([one for _, one in outcomes])
-    hits = [Judged(at, counted(layer, one, bool(label(one))), one.weight, names[one.id]) for at, one in outcomes]
-    return JudgedHalf(p, outcomes, hits, one_of_each(hits))
+def _held(layer: Layer, judged: Sequence[Example], label: Label, split: SplitBy) -> JudgedHalf:
+    everybody = named(layer, judged, split)
+    known = [pair for pair in zip(everybody, judged, strict=True) if label(pair[1]) is not None and not pair[1].retried]
+    hits = [hit._replace(value=counted(layer, one, bool(label(one))), weight=one.weight) for hit, one in known]
+    return JudgedHalf(everybody, [one for _, one in known], hits, one_of_each(hits))
+
+
+def named(layer: Layer, records: Sequence[Example], split: SplitBy) -> list[Judged]:
+    """Each record with its p, and the name that it shares with such as are alike; without outcomes. Who asks what other
+    callers bring takes all of a caller's for alike."""
+    names = {one.id: one.caller or "" for one in records} if split == "caller" else together(records)
+    return [Judged(p, 0.0, name=names[one.id]) for p, one in zip(ranks(layer, records), records, strict=True)]
 
 
 def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:
@@ -120,15 +144,14 @@ def _again(held: JudgedHalf) -> str:
     return f"{again} outcomes {told}" if again else ""
 
 
-def _report(held: JudgedHalf, edges: Sequence[float], mix: Mix) -> dict[str, Any]:
+def in_bands(judged: Sequence[Judged], edges: Sequence[float], mix: Mix) -> dict[str, Any]:
     """By band, the part of all requests that comes to it, and what is in that beside verdicts."""
-    bounds, size = pairwise((-math.inf, *edges, math.inf)), len(held.p)
-    chosen = [asdict(share_interval(sum(low <= one < high for one in held.p), size)) for low, high in bounds]
+    chosen = [asdict(share_interval(judged, *band)) for band in pairwise((-math.inf, *edges, math.inf))]
     shares = [{name: mix.realised(band, part) for name, part in one.items()} for band, one in enumerate(chosen)]
-    return {"judged": size, "shares": shares, "fixed": sum(mix.fixed), "explore": mix.explore}
+    return {"judged": len(judged), "shares": shares, "fixed": sum(mix.fixed), "explore": mix.explore}
 
 
-def _wanted(mix: Mix, target: Target) -> tuple[float, ...]:
+def to_choose(mix: Mix, target: Target) -> tuple[float, ...]:
     """What verdicts are to choose, by band. Raises Unproven where nothing they choose makes up the target's shares."""
     wanted = mix.chosen(target.shares)
     if min(wanted, default=1.0) <= 0:
@@ -149,16 +172,21 @@ def _bounded(target: Target, hits: Sequence[Judged]) -> tuple[tuple[float, ...],
 
 def basis_of(p: Sequence[float], records: Sequence[Example], fitted: Sequence[Example], label: Label) -> Basis:
     """The basis of a calibration that gives these records that p, and was fitted on some of them."""
-    ranked = sorted(p)
-    cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
-    ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
+    cuts, counts = banded(p)
     known = [one for one in fitted if label(one) is not None and not one.retried]
     agree = max((one.agree for one in known if one.agree is not None), default=None)
     judged, worth = any(one.agree is None for one in known), round(effective([one.weight for one in known]))
-    counts = tuple(high - low for low, high in pairwise(ends))
     name: Literal["needed", "failed"] = "needed" if label is needed else "failed"
     asked = any(one.p_complex is not None for one in records)
-    return Basis(tuple(sorted(cuts)), counts, worth, name, judged, agree, asked=asked)
+    return Basis(cuts, counts, worth, name, judged, agree, asked=asked)
+
+
+def banded(p: Sequence[float]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """The edges of bins in which equally many of them are, as nearly as can be, and how many those are."""
+    ranked = sorted(p)
+    cuts = {ranked[len(ranked) * at // PARTS] for at in range(1, PARTS)} - {ranked[0]}
+    ends = [0, *(bisect_left(ranked, cut) for cut in sorted(cuts)), len(ranked)]
+    return tuple(sorted(cuts)), tuple(high - low for low, high in pairwise(ends))
 
 
 def question_of(records: Sequence[Example]) -> str | None:
@@ -193,14 +221,15 @@ def _certified(judged: Sequence[Judged], target: Target) -> Tested:
 
 def _lift(held: JudgedHalf, edge: float) -> dict[str, Any]:
     """The lift of sending what is at or above the edge to Pro, on held-out records; None where Pro gains nothing."""
-    won = [hit._replace(value=float(one.gain or 0)) for hit, (_, one) in zip(held.hits, held.outcomes, strict=True)]
+    won = [hit._replace(value=float(one.gain or 0)) for hit, one in zip(held.hits, held.outcomes, strict=True)]
     return {"lift": asdict(lift_interval(won, edge)) if mean(won) > 0 else None}
 
 
 def _worth(held: JudgedHalf, edge: float) -> dict[str, Any]:
     """How well p is calibrated, and how often Flash fails below the edge, on held-out records."""
-    kept = [Judged(p, float(bool(one.failed)), one.weight) for p, one in held.outcomes if p < edge]
     hits = held.hits
+    both = zip(hits, held.outcomes, strict=True)
+    kept = [hit._replace(value=float(bool(one.failed))) for hit, one in both if hit.p < edge]
     rate = mean(hits)
     return {
         "outcomes": len(hits),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gateway.calibrate.outcomes import Example, told
-from gateway.off_policy import KIND, runs
+from gateway.calibrate.report import KIND
+from gateway.off_policy import runs
 
 RUNS = 20  # of neighbours, each in one half
 SEED = 20261122
@@ -66,8 +67,8 @@ def of_neighbours(records: Sequence[Example]) -> set[str]:
 
 def together(records: Sequence[Example]) -> dict[str, str]:
     """By id, the name of its group, which must stay in one half: the requests of the same inputs, as they are one that
-    was sent again; else those of its conversation. More than one in KIND of all are no group but a kind of requests,
-    and each stands for itself."""
+    was sent again, if they are not so many (KIND) as to be a kind of requests; else those of its conversation. A name
+    that most have, as conversations have that all begin alike, is none, and each stands for itself."""
     rows = {one.id: repr(sorted(told(one).items())) if one.measures else one.id for one in records}
     counts = Counter([*rows.values(), *(one.conversation for one in records)])
 
@@ -75,6 +76,6 @@ def together(records: Sequence[Example]) -> dict[str, str]:
         again, whole = rows[one.id], one.conversation
         if 1 < counts[again] <= len(records) / KIND:
             return again
-        return whole if whole and counts[whole] <= len(records) / KIND else one.id
+        return whole if whole and counts[whole] * 2 <= len(records) else one.id
 
     return {one.id: name(one) for one in records}

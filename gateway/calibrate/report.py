@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
-from gateway.off_policy import KIND, Interval, effective, runs, wilson
+from gateway.off_policy import Interval, Weighed, effective, rate, runs
 
 BINS = 10
 DRAWS = 400  # bootstrap samples
@@ -17,6 +17,7 @@ SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
 FAR = 0.08  # part of the requests: of a smaller one others may tell (LOG.md, 2026-11-23)
 FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
+KIND = 10  # inputs that more than one request in so many have are a kind of requests, not one that was sent again
 
 Sums = Sequence[float]
 
@@ -104,15 +105,14 @@ def lift_interval(judged: Sequence[Judged], threshold: float) -> Interval:
     return replace(bootstrap(judged, part, over_chance), high=bootstrap([*judged, more], part, over_chance).high)
 
 
-def share_interval(hits: int, of: int) -> Interval:
-    """A share with Wilson's 95 % interval."""
-    return Interval(hits / of, *wilson(hits / of, of))
-
-
 def rate_interval(judged: Sequence[Judged]) -> Interval:
-    """The weighted rate of outcomes, with Wilson's 95 % interval at the effective sample size."""
-    rate = mean(judged)
-    return Interval(rate, *wilson(rate, round(effective([one.weight for one in judged]))))
+    """The weighted rate of outcomes with its 95 % interval, in which those of one name are alike."""
+    return rate([Weighed(one.weight, one.value, 0.0, one.name) for one in judged])
+
+
+def share_interval(judged: Sequence[Judged], low: float, high: float) -> Interval:
+    """The share of requests with p from `low` to below `high`, with its 95 % interval."""
+    return rate_interval([one._replace(value=float(low <= one.p < high)) for one in judged])
 
 
 def one_of_each(judged: Sequence[Judged]) -> list[Judged]:

@@ -9,8 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.calibrate import FORMS, GOOD, Calibration, SplitBy, TargetError, Unproven, dump, examples, parse
+from gateway.calibrate import (
+    FORMS,
+    GOOD,
+    Calibration,
+    SplitBy,
+    Target,
+    TargetError,
+    Unproven,
+    dump,
+    examples,
+    moved,
+    parse,
+)
 from gateway.calibrate import calibrate as fitted
+from gateway.calibration import Fitted, load
 from gateway.cli.output import Json, encoded, stop, visible
 from gateway.cli.progress import reading, working
 from gateway.recorded import Recorded, RecordError, read
@@ -33,29 +46,48 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     explore: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="The rule's `explore`, where the records show another.")
     ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="A calibration that stays: by these records its thresholds alone are set.")
+    ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Write it also when it is not proven.")] = False,
     as_json: Json = False,
 ) -> None:
     """Fit p_complex and its thresholds to recorded outcomes, judge them on records held out, and write them down.
 
-    Exit status 1, and nothing written, when the records do not show what was asked for.
+    Exit status 1, and nothing written, when the records do not show what was asked for. With --keep that is the share.
     """
-    try:
-        wanted = parse(target, price_ratio)
-    except TargetError as error:
-        raise typer.BadParameter(str(error), param_hint="--target") from None
+    wanted, before = parsed(target, price_ratio), earlier(keep) if keep else None
     try:
         kept, digest = hashed(records)
         decisions = examples(kept, agree, without or ())
         with working(f"fitting to {len(decisions)} outcomes"):
-            found = fitted(decisions, wanted, split, explore)
+            asked = (decisions, wanted, split, explore)
+            found = moved(before, *asked) if before else fitted(*asked)
     except (RecordError, Unproven) as error:
         raise stop("policy calibrate", str(error)) from None
     print(as_data(found) if as_json else "\n".join(in_words(found)))
-    if not found.proven and not anyway:
+    if not (found.proven or before or anyway):
         raise stop("policy calibrate", "it is not proven; nothing is written (--anyway writes it)")
     write(out, found, digest, len(decisions))
     print(f"written to {out}", file=sys.stderr if as_json else sys.stdout)
+
+
+def parsed(target: str, price_ratio: float | None) -> Target:
+    """The target that is asked for."""
+    try:
+        return parse(target, price_ratio)
+    except TargetError as error:
+        raise typer.BadParameter(str(error), param_hint="--target") from None
+
+
+def earlier(place: Path) -> Fitted:
+    """The calibration in a file."""
+    try:
+        return load(place.read_text())
+    except OSError as error:
+        raise stop("policy calibrate", f"{place}: {error.strerror}") from None
+    except ValueError as error:
+        raise stop("policy calibrate", f"{place}: no calibration: {error}") from None
 
 
 def hashed(records: list[Path]) -> tuple[list[Recorded], str]:

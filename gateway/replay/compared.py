@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from gateway.holdback import answered
-from gateway.off_policy import Estimate, Interval, Unknown, Weighed, difference, estimate, wilson
+from gateway.off_policy import Estimate, Interval, Unknown, Weighed, difference, estimate, rate
 from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import WEAK, Outcome, Recorded
@@ -165,13 +165,20 @@ def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: t
     count, chosen = len(rows) or 1, [way.answers for way in ways]
     tiers = dict.fromkeys([*prices.tiers, *(tier for chances in chosen for tier in chances)])
     shares = {tier: sum(chances.get(tier, 0.0) for chances in chosen) / count for tier in tiers}
-    above = min(1.0, sum(share for tier, share in shares.items() if tier != prices.first))
+    above = above_first(rows, chosen, prices.first)
     costs = [prices.of(one, tier, p) for one, chances in zip(rows, chosen, strict=True) for tier, p in chances.items()]
     usd = sum(part for part, _ in costs)
     counted = sum(part for part, known in costs if known) / usd if usd else 1.0
     (quality, unknown), (best, _) = map(judged, told)
     behind = difference(told[1].outcomes, told[0].outcomes) if quality and best else None
-    return Arm(shares, above, *wilson(above, len(rows)), usd, counted, quality, unknown, behind)
+    return Arm(shares, above.value, above.low, above.high, usd, counted, quality, unknown, behind)
+
+
+def above_first(rows: Sequence[Recorded], chosen: Sequence[Chances], first: str) -> Interval:
+    """The share above the first tier."""
+    ranked = sorted(zip(rows, chosen, strict=True), key=lambda each: (each[0].caller, each[0].at))
+    above = [(one, sum(p for tier, p in chances.items() if tier != first)) for one, chances in ranked]
+    return rate([Weighed(1.0, part, 0.0, one.conversation or None) for one, part in above])
 
 
 def judgement(one: Recorded) -> Outcome | None:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from gateway.calibrate import (
     Calibration,
     Example,
+    SplitBy,
     TargetError,
     Unproven,
     calibrate,
@@ -39,6 +41,7 @@ from gateway.calibrate.report import (
 from gateway.calibrate.trees import LEAVES, TREES, Sample, grown
 from gateway.calibration import ALIKE, EDGE, Branch, Layer, Node, load, taken
 
+SPLITS: tuple[SplitBy, SplitBy] = ("id", "caller")
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
 
 
@@ -316,6 +319,12 @@ def test_a_split_by_caller_keeps_each_callers_requests_together() -> None:
     assert (len(first) + len(second), first & second) == (7, set())
 
 
+def test_a_few_callers_prove_no_gain_for_others() -> None:
+    known, others = (calibrate(traffic(400, by_score), parse("pro_share=0.25"), split) for split in SPLITS)
+    assert [known.proven, others.proven] == [True, False]
+    assert any(re.search(r"worth those of [34] callers", caveat) for caveat in others.caveats)
+
+
 def test_a_split_by_time_fits_on_the_older_half_whatever_the_order_of_the_records() -> None:
     older, later = parted(traffic(400, by_score)[::-1], "time")
     assert [one.at for one in older + later] == [float(at) for at in range(400)]
@@ -340,6 +349,15 @@ def test_outcomes_of_some_requests_only_prove_nothing_and_order_none() -> None:
     assert (nearly_all.proven, nearly_all.layer.inputs) == (True, {"score", "x", "noise"})
     unlike = "differ from those without"
     assert [any(unlike in caveat for caveat in found.caveats) for found in (some, nearly_all)] == [True, False]
+
+
+def test_outcomes_that_changed_while_they_were_recorded_prove_nothing() -> None:
+    before, target = traffic(500, by_score), parse("pro_share=0.25")
+    worse = [replace(one, flash_ok=one.score < 0.4) if (one.at or 0) >= 350 else one for one in before]
+    found = [calibrate(records, target) for records in (before, worse)]
+    assert [one.proven for one in found] == [True, False]
+    assert [any("outcomes are others since" in caveat for caveat in one.caveats) for one in found] == [False, True]
+    assert found[1].report["lift"]["low"] > 0
 
 
 def test_few_outcomes_do_not_turn_the_order_round() -> None:

@@ -1,5 +1,6 @@
 """Which caveats are said beside a calibration, and from where on."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from gateway.calibrate import Example, parse
 from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, uneven, unlike
 from gateway.calibrate.layer import needed
+from gateway.calibrate.steady import strays, unsteady
 from gateway.calibration import Layer
 from gateway.recorded import RETRY
 from tests.tiers import JSON
@@ -151,3 +153,35 @@ def test_of_several_shares_the_vaguest_is_told_and_any_that_is_missed() -> None:
     three, missed = parse("shares=0.5/0.3/0.2"), [{"value": value} for value in (0.6, 0.2, 0.2)]
     assert "set a share to within 0.030 (95 %), 1068 to" in said(requests(500, 567), target=three, shares=[])
     assert "further from" in said(requests(300, 500), target=three, shares=missed)
+
+
+def timed(*parts: tuple[int, float, float]) -> list[Example]:
+    """So many requests, one a minute, of which Flash fails this part at score 0 and that at score 1."""
+    bad = [low + (high - low) * (at * 0.37 % 1) for many, low, high in parts for at in range(many)]
+    return [
+        Example(id=str(at), at=at * 60.0, score=at * 0.37 % 1, flash_ok=at * 0.618 % 1 >= rate, pro_ok=True)
+        for at, rate in enumerate(bad)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "since"),
+    [
+        ([(400, 0.1, 0.5)], None),
+        ([(200, 0.1, 0.1), (200, 0.4, 0.4)], "1970-01-01 03:"),
+        ([(300, 0.1, 0.7), (100, 0.7, 0.1)], "1970-01-01 0[45]:"),
+    ],
+    ids=["alike", "more fail", "as many fail, but others"],
+)
+def test_outcomes_that_change_are_told_from_when_on(parts: list[tuple[int, float, float]], since: str | None) -> None:
+    told = unsteady(timed(*parts), BY_SCORE, needed)
+    assert (told is None) == (since is None)
+    assert since is None or re.search(f"others since {since}", told or "")
+    assert unsteady([replace(one, at=None) for one in timed(*parts)], BY_SCORE, needed) is None, "nobody knows when"
+
+
+def test_what_strays_no_further_than_by_chance_or_by_a_trifle_does_not_stray() -> None:
+    step = [1.0] * 15 + [-1.0] * 15
+    assert [strays(step, least) for least in (14.9, 15.0)] == [15, None]
+    assert strays([1.0, -1.0] * 15, 0.0) is None
+    assert strays([0.0] * 30, 0.0) is None

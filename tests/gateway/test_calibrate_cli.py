@@ -5,6 +5,7 @@ import json
 import math
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -102,6 +103,24 @@ def test_what_is_not_proven_is_written_only_when_told_to(tmp_path: Path) -> None
     told, written = json.loads(ran.stdout), json.loads(out.read_text())
     assert (told["proven"], told["thresholds"]) == (written["proven"], written["edges"]) == (False, written["edges"])
     assert told["inputs"] == list(written["layer"]["weights"])
+
+
+def test_a_calibration_is_kept_and_its_thresholds_set_anew_without_outcomes(tmp_path: Path) -> None:
+    records, out = tmp_path / "records.jsonl", tmp_path / "calibration.json"
+    records.write_bytes(b"".join(map(line, traffic(300, by_score))))
+    assert calibrate(records, "--target", "pro_share=0.25", "--out", str(out)).exit_code == 0
+    before = json.loads(out.read_text())
+    newer = [replace(one, score=0.5 + one.score / 2) for one in traffic(300, by_score, seed=2)]
+    told = (json.loads(line(one)) | {"outcome": None} for one in newer)
+    records.write_text("".join(json.dumps(one) + "\n" for one in told))
+    ran = calibrate(records, "--target", "pro_share=0.25", "--out", str(out), "--keep", str(out))
+    assert (ran.exit_code, "was not judged" in ran.stdout) == (0, True), ran.stderr
+    after = json.loads(out.read_text())
+    assert (after["layer"], after["proven"], after["edges"] > before["edges"]) == (before["layer"], False, True)
+    out.write_text("{}")
+    for place, why in ((out, "no calibration"), (tmp_path / "none.json", "No such file")):
+        ran = calibrate(records, "--target", "pro_share=0.25", "--keep", str(place))
+        assert (ran.exit_code, why in ran.stderr) == (1, True), ran.stderr
 
 
 def test_a_calibration_tells_the_question_and_verdicts_on_several_are_refused(tmp_path: Path) -> None:

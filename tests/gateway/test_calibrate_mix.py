@@ -175,13 +175,13 @@ def test_retries_alone_calibrate_nothing() -> None:
         calibrate(records, parse("flash_failure=0.3"))
 
 
-def talks(seed: int) -> list[Example]:
-    """Conversations of five turns that look alike and that one person judges alike, whatever they look like; those of
-    other callers come between."""
+def talks(seed: int, several: int = 60, turns: int = 5) -> list[Example]:
+    """Conversations whose turns look alike and that one person judges alike, whatever they look like; those of other
+    callers come between."""
     chance, rows = random.Random(seed), []
-    for talk in range(60):
+    for talk in range(several):
         score, x, bad = chance.random(), chance.random(), chance.random() < 0.3
-        for turn in range(5):
+        for turn in range(turns):
             measures = {"x": x + chance.gauss(0, 0.02), "y": chance.random()}
             rows.append(
                 Example(
@@ -202,12 +202,12 @@ def test_turns_of_one_conversation_do_not_judge_what_was_learned_from_each_other
     assert sum(found) / len(found) < 0.05, "there is nothing to learn; by halves of turns it is 0.1"
 
 
-def interleaved(seed: int, copies: int = 1) -> list[Example]:
+def interleaved(seed: int, copies: int = 1, several: int = 60, turns: int = 5) -> list[Example]:
     """The same conversations, all with one key, whose turns come in turn."""
     rows = [
         replace(one, id=f"{one.id} {copy}", caller="app", conversation=f"{one.caller} {copy}")
         for copy in range(copies)
-        for one in talks(seed + copy)
+        for one in talks(seed + copy, several, turns)
     ]
     return sorted(rows, key=lambda one: one.at or 0.0)
 
@@ -229,6 +229,21 @@ def test_a_conversation_is_in_one_half_though_others_come_between() -> None:
 def test_conversations_that_interleave_prove_no_gain_where_there_is_none() -> None:
     records, target = interleaved(1), parse("pro_share=0.25")
     assert [calibrate(some, target).proven for some in (records, unnamed(records))] == [False, True]
+
+
+def test_few_long_conversations_prove_no_gain_where_there_is_none() -> None:
+    found = calibrate(interleaved(1, several=10, turns=40), parse("pro_share=0.25"))
+    assert (found.proven, found.report.get("lift")) == (False, None)
+    assert any("worth those of 5 conversations" in caveat for caveat in found.caveats)
+
+
+def test_a_share_is_as_uncertain_as_so_few_conversations_are() -> None:
+    few, each = (
+        calibrate(some, parse("pro_share=0.25")).report["shares"][1] for some in (interleaved(1), traffic(300))
+    )
+    assert few["high"] - few["low"] > 1.5 * (each["high"] - each["low"]), (
+        "the root of 5, if a band had all turns of each"
+    )
 
 
 def test_a_conversation_counts_once_in_a_bound() -> None:

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from gateway.off_policy import Interval, Unknown, Weighed, Z, difference, estimate, runs, wilson
+from gateway.off_policy import Interval, Unknown, Weighed, Z, difference, estimate, rate, runs
 
 
 def logged(count: int, seed: int, p: float) -> list[Weighed]:
@@ -122,7 +122,8 @@ def test_turns_of_one_conversation_are_in_one_run_though_others_come_between() -
     assert runs([None] * 6, 3) == runs([*"abcdef"], 3) == [0, 0, 1, 1, 2, 2]
     assert runs([None, *range(28), None], 30) == [*range(30)], "who has no name is like nobody"
     assert runs(["a", *[None] * 10, "a", *[None] * 8], 10)[::11] == [0, 0]
-    assert runs(["a"] * 6 + [None] * 6, 6) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], "half of all are a kind of requests"
+    assert runs(["a"] * 6 + [None] * 6, 6) == [0] * 6 + [3, 3, 4, 4, 5, 5], "half of all may be one conversation"
+    assert runs(["a"] * 7 + [None] * 5, 6) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5], "more only begin alike"
 
 
 def test_intervals_hold_where_conversations_interleave_if_their_names_are_known() -> None:
@@ -199,10 +200,11 @@ def test_choices_that_chance_never_made_are_refused() -> None:
 
 
 def test_the_interval_of_a_share_stays_within_0_and_1() -> None:
-    assert wilson(0.0, 0) == (0.0, 1.0)
-    low, high = wilson(0.0, 50)
-    assert low == 0.0
-    assert 0.05 < high < 0.1
-    assert wilson(0.1, 50) == pytest.approx((0.0435, 0.2136), abs=0.0001)
-    low, high = wilson(0.5, 10_000)
-    assert [low, high] == pytest.approx([0.49, 0.51], abs=0.001)
+    assert rate([]) == Interval(0.0, 0.0, 1.0)
+    none, many = (
+        rate([Weighed(1.0, 0.0)] * 50),
+        rate([Weighed(1.0, float(at % 2)) for at in Random(3).sample(range(10_000), 10_000)]),
+    )
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert 0.05 < none.high < 0.1
+    assert [many.low, many.high] == pytest.approx([0.49, 0.51], abs=0.002)

@@ -16,7 +16,7 @@ from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordErr
 from gateway.records import seen, to_keep
 from gateway.replay import Unrecorded, replay
 from gateway.replay.choices import Choice, as_recorded, choices, wanted
-from gateway.replay.compared import moved, shuffled, weighed
+from gateway.replay.compared import above_first, moved, shuffled, weighed
 from gateway.routing import route
 from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
 
@@ -442,11 +442,15 @@ def test_conversations_of_one_key_are_known_by_their_names(tiers: tuple[str, ...
     for one in rows:
         assert one.outcome
         one.outcome = Outcome(one.outcome.quality, tiers=dict.fromkeys(tiers, one.outcome.quality))
-    widths = []
+    widths, shares = [], []
     for some in (rows, alone(rows), alone([msgspec.structs.replace(one, conversation="") for one in rows])):
-        found = estimate(weighed(some, list(map(as_recorded, some))).outcomes)
+        ways = list(map(as_recorded, some))
+        found, above = estimate(weighed(some, ways).outcomes), above_first(some, [way.answers for way in ways], "flash")
         widths.append(found.high - found.low)
+        shares.append(above.high - above.low)
     assert widths[0] == pytest.approx(widths[1]) != pytest.approx(widths[2])
+    assert shares[0] == pytest.approx(shares[1])
+    assert shares[0] > 1.8 * shares[2], "the root of 5 times as wide"
 
 
 def alone(rows: list[Recorded]) -> list[Recorded]:
