@@ -232,4 +232,4 @@ def test_where_no_user_speaks_the_whole_is_judged() -> None:
 
 
 def on(path: str, fields: JSON) -> ChatRequest:
-    return ChatRequest("t", ANN, path, *read(path, json.dumps({**fields, "max_tokens": 9}).encode()), {}, 0.0)
+    return ChatRequest("t", ANN, path, *read(path, json.dumps({**fields, "temperature": 0}).encode()), {}, 0.0)
