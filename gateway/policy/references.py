@@ -248,7 +248,7 @@ def check_rules(document: Document) -> None:
         elif isinstance(name, str):
             first[name] = line
         check_bands(document, mapping(rule, "route", "p_complex"), (*path, "route", "p_complex"))
-    for path, wanted in places(document, *(("rules", ANY, "when", *(ANY,) * depth) for depth in (1, 2, 3))):
+    for path, wanted in places(document, *(("rules", ANY, "when", *(ANY,) * depth) for depth in (1, 2, 3, 4))):
         if wanted is None:  # whose value was taken out or moved: without it the rule would match more
             document.blame(path, "has no value: give it one, or leave it out")
     known(document, "rule", named(document, ("tests", ANY, "expect", "rule")), [*first, "caller"])

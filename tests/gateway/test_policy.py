@@ -638,6 +638,10 @@ BAD = {
         changed("rules:", "rules:\n  - {id: a, route: pro, when: {caller: {name: ann, plan: }}}"),
         "6:58: rules.0.when.caller.plan: has no value: give it one, or leave it out",
     ),
+    "a condition whose innermost part has no value": (
+        changed("rules:", "rules:\n  - {id: a, route: pro, when: {load: {pro: {waiting: {min: 5, max: }}}}}"),
+        "6:68: rules.0.when.load.pro.waiting.max: has no value: give it one, or leave it out",
+    ),
     "a leading zero": (
         SMALLEST + "triage: {input: {characters: 0200}}\n",
         '7:30: triage.input.characters: expected a whole number, got "0200"',
