@@ -22,10 +22,11 @@ MAX_JSON = 64 * 1024 * 1024  # bytes of one JSON answer, or of one event
 TAIL_WAIT = 1.0  # seconds between what we need of a message and its end
 QUEUED = 10.0  # seconds of comments alone, after which they pass: a caller's line stays open only while something comes
 SPOKEN = 1 << 16  # bytes of comments, likewise
-LARGE = 4096  # bytes of an event; a token with the likelihoods of 20 others beside it takes 3 KB
+LARGE = 4096  # bytes of what an event adds to an answer; of sixteen tokens these are some hundred
 
 _EMPTY = re.compile(rb"\s*(?:null|\[\s*\])\s*")  # no choices
 _comments = re.compile(rb"(?:(?::[^\r\n]*+)?(?>\r\n|\n|\r))++").fullmatch
+_adds = re.compile(rb'"choices"|delta"').search
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 _SEEN = msgspec.json.Decoder(Seen, float_hook=real)  # an event may repeat what the caller sent
 _WHOLE = msgspec.json.Decoder(Whole, float_hook=real)
@@ -225,8 +226,11 @@ class Events(Pieces):
 
 
 def in_bulk(events: list[bytes]) -> int:
-    """The bytes of the large ones. Of a tool that V4 calls vLLM sends each whole argument as one (issue 52846)."""
-    return sum([len(event) for event in events if len(event) > LARGE])
+    """The bytes that the large ones add to the answer, in choices or a delta: others repeat the request, its tools too,
+    or what was said. Of a tool that V4 calls vLLM sends each whole argument as one (issue 52846); likelihoods, which
+    stand behind what is said, take 3 KB of a token."""
+    added = [event.partition(b'"logprobs"')[0] for event in events if len(event) > LARGE and _adds(event)]
+    return sum([len(said) for said in added if len(said) > LARGE])
 
 
 async def to_end(response: Response) -> None:

@@ -157,6 +157,29 @@ async def test_of_a_large_event_the_bytes_count_and_of_many_small_ones_the_event
     assert (seen.usage.events, seen.usage.bulk) == (101, 0)
 
 
+async def test_of_a_large_event_neither_what_repeats_the_request_nor_likelihoods_count(run: Run) -> None:
+    likely = {"index": 0, "delta": {"content": "two at once"}, "logprobs": {"content": [{"token": "x" * 6000}]}}
+    tool = {"choices": [{**likely, "delta": {"tool_calls": [{"function": {"arguments": "x" * 5000}}]}}]}
+    text = chunk("", choices=[{"index": 0, "text": "x" * 5000}])
+    for large, bulk in (
+        (chunk("", choices=[likely]), 0),
+        (chunk("", **tool), chunk("", **tool).index(b'"logprobs"')),
+        (text, len(text)),
+    ):
+        assert (await relayed(streaming(large, DONE))).usage.bulk == bulk
+    named = "response.created", "response.function_call_arguments.delta", "response.function_call_arguments.done"
+    told: list[dict[str, Any]] = [
+        {"response": {"tools": ["x" * 6000]}},
+        {"delta": "x" * 6000},
+        {"arguments": "x" * 6000},
+    ]
+    events = [
+        named_event(kind, json.dumps({"type": kind, **more}).encode()) for kind, more in zip(named, told, strict=True)
+    ]
+    seen = await relayed(streaming(*events, RESPONSE[-1]), path="/v1/responses")
+    assert (seen.usage.events, seen.usage.bulk) == (4, len(events[1]))
+
+
 @pytest.mark.parametrize("together", [True, False])
 async def test_the_last_event_may_leave_with_the_end_where_both_have_come(run: Run, together: bool) -> None:
     async def talk(peer: Peer) -> None:
