@@ -200,7 +200,7 @@ async def usable(path: Path, store: Store, served: str | None = None) -> Policy:
     before = attempted(path, one.text, calibration=one.calibration).policy if one else None
     if not before:
         advice = f"put it right (tiergate policy check {path}), or start with a policy that was in force before"
-        kept = f"The store keeps no policy {name!r} that could take the place of this file: {advice}."
+        kept = f"The store tells of no policy {name!r} that could take the place of this file: {advice}."
         stop("\n".join([*map(str, found.problems), *([kept] if name else [])]))
     return before
 
