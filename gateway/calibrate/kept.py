@@ -8,6 +8,7 @@ from dataclasses import replace
 from gateway.calibrate.caveats import CLOSE, caveats_on_shares
 from gateway.calibrate.fitted import (
     Calibration,
+    alike,
     banded,
     by_verdicts,
     in_bands,
@@ -48,7 +49,7 @@ def moved(
     p, edges = ranks(kept.layer, decided), thresholds(ranks(kept.layer, fitted), wanted)
     placed = thresholds(p, wanted)
     _reached(p, placed, mix, target)
-    report = in_bands(named(kept.layer, judged, split), edges, mix) | {"sources": {}}
+    report = in_bands(named(kept.layer, judged, alike(decided, split)), edges, mix) | {"sources": {}}
     spread, counts = banded(p)
     asked = any(one.p_complex is not None for one in decided)
     basis = replace(kept.basis, edges=spread, counts=counts, asked=asked)
