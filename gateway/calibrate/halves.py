@@ -61,11 +61,11 @@ def of_neighbours(records: Sequence[Example]) -> set[str]:
     names, found = together(records), dict[str, bool]()
     for known in (True, False):
         rows = [names[one.id] for one in records if (one.failed is not None) is known]
-        first, counts = dict(zip(rows, runs(rows, RUNS), strict=True)), Counter(rows)
-        held = Counter(found[name] for name in rows if name in found)
-        for name in [name for name in counts if name not in found]:
+        first, among = dict(zip(rows, runs(rows, RUNS), strict=True)), rows if known else [*names.values()]
+        counts, held = Counter(among), Counter(found[name] for name in among if name in found)
+        for name in [name for name in first if name not in found]:
             side = sides[first[name]]
-            found[name] = side if held[side] + counts[name] <= MOST * len(rows) else not side
+            found[name] = side if held[side] + counts[name] <= MOST * len(among) else not side
             held[found[name]] += counts[name]
     return {one.id for one in records if found[names[one.id]]}
 

@@ -238,6 +238,15 @@ def test_few_long_conversations_prove_no_gain_where_there_is_none(several: int, 
     assert any(f"worth those of {worth} conversations" in caveat for caveat in found.caveats)
 
 
+def test_each_half_has_one_of_two_conversations_though_only_one_was_judged() -> None:
+    first, *others = interleaved(1, several=2, turns=10)
+    records = [
+        first,
+        *(one if one.conversation == first.conversation else replace(one, flash_ok=None) for one in others),
+    ]
+    assert [len(half) for half in parted(records, "id")] == [10, 10]
+
+
 def test_a_share_is_as_uncertain_as_so_few_conversations_are() -> None:
     few, each = (
         calibrate(some, parse("pro_share=0.25")).report["shares"][1] for some in (interleaved(1), traffic(300))
