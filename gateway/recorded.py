@@ -20,6 +20,7 @@ RETRY = "retry"  # and of those that tell no more than that the same was asked a
 WEAK = (RETRY, SHADOW)  # none replaces one that comes later here, nor a judgement
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]  # since 1970; milliseconds are more
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -141,7 +142,7 @@ class Recorded(msgspec.Struct, kw_only=True):
     facts: dict[str, Any]
     caller: str = ""
     conversation: str = ""
-    at: float = 0.0
+    at: Seconds = 0.0
     policy: str = ""
     seen: Seen | None = None
     verdict: Verdict | None = None

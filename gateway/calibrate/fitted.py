@@ -77,18 +77,18 @@ def calibrate(
     fitted, judged = parted(decided, split)
     label: Label = needed if target.kind == "shares" else failed
     few = few_outcomes(fitted, label) or few_outcomes(judged, label)
-    alike = alike_outcomes(fitted, label) or alike_outcomes(judged, label)
+    equal = alike_outcomes(fitted, label) or alike_outcomes(judged, label)
     if few and target.kind == "flash_failure":
         raise Unproven(few)
-    learned = not (few or alike or uneven(decided, layer_for(decided, label, learned=False)))
+    learned = not (few or equal or uneven(decided, layer_for(decided, label, learned=False)))
     layer = layer_for(fitted, label, learned)
     partial = uneven(decided, layer)
-    held, otherwise = _held(layer, judged, label, split), unsteady(decided, layer, label)
+    held, otherwise = _held(layer, judged, label, alike(decided, split)), unsteady(decided, layer, label)
     edges, bound = _bounded(target, held.once)
     edges = edges or thresholds(ranks(layer, fitted), wanted)
     report = bound | in_bands(held.all, edges, mix) | {"sources": sources_of(decided)}
     report |= {} if few else _worth(held, edges[0])
-    lacks = [few, alike, few_names(held.hits, split)]  # of so little resampling knows no interval
+    lacks = [few, equal, few_names(held.hits, split)]  # of so little resampling knows no interval
     report |= {} if any(lacks) else _lift(held, edges[-1])
     lacks += [_again(held) if bound else None, otherwise]
     caveats = (*caveats_on(decided, report, target, layer, partial), *filter(None, lacks))
@@ -119,18 +119,22 @@ class JudgedHalf(NamedTuple):
     once: list[Judged]
 
 
-def _held(layer: Layer, judged: Sequence[Example], label: Label, split: SplitBy) -> JudgedHalf:
-    everybody = named(layer, judged, split)
+def _held(layer: Layer, judged: Sequence[Example], label: Label, names: Mapping[str, str]) -> JudgedHalf:
+    everybody = named(layer, judged, names)
     known = [pair for pair in zip(everybody, judged, strict=True) if label(pair[1]) is not None and not pair[1].retried]
     hits = [hit._replace(value=counted(layer, one, bool(label(one))), weight=one.weight) for hit, one in known]
     return JudgedHalf(everybody, [one for _, one in known], hits, one_of_each(hits))
 
 
-def named(layer: Layer, records: Sequence[Example], split: SplitBy) -> list[Judged]:
-    """Each record with its p, and the name that it shares with such as are alike; without outcomes. Who asks what other
-    callers bring takes all of a caller's for alike."""
-    names = {one.id: one.caller or "" for one in records} if split == "caller" else together(records)
+def named(layer: Layer, records: Sequence[Example], names: Mapping[str, str]) -> list[Judged]:
+    """Each record with its p and its name; without outcomes."""
     return [Judged(p, 0.0, name=names[one.id]) for p, one in zip(ranks(layer, records), records, strict=True)]
+
+
+def alike(records: Sequence[Example], split: SplitBy) -> dict[str, str]:
+    """By id, the name that a record shares with such as are alike. Who asks what other callers bring takes all of a
+    caller's for alike."""
+    return {one.id: one.caller or "" for one in records} if split == "caller" else together(records)
 
 
 def ranks(layer: Layer, records: Sequence[Example]) -> list[float]:

@@ -10,6 +10,7 @@ from gateway.calibrate.report import KIND
 from gateway.off_policy import runs
 
 RUNS = 20  # of neighbours, each in one half
+MOST = 0.6  # of the requests a half gets by chance alone
 SEED = 20261122
 
 SplitBy = Literal["time", "caller", "id"]
@@ -52,16 +53,20 @@ def of_neighbours(records: Sequence[Example]) -> set[str]:
     """The ids in one half. Groups (`together`) are not divided, nor are runs of neighbours: turns of a conversation are
     alike, and so is what comes of them, so none may be judged by what was learned from another.
 
-    Of two runs that follow each other each half has one; requests with outcomes are parted by themselves, as they may
-    all be of one time.
+    Of two runs that follow each other each half has one, but for long conversations: of them chance would give a half
+    too many (MOST), or all. Requests with outcomes are parted by themselves, as they may all be of one time.
     """
     chance = random.Random(SEED)  # noqa: S311  (repeatable, not secret)
     sides = [side for _ in range(RUNS // 2) for side in chance.sample((True, False), 2)]
     names, found = together(records), dict[str, bool]()
     for known in (True, False):
         rows = [names[one.id] for one in records if (one.failed is not None) is known]
-        for name, run in zip(rows, runs(rows, RUNS), strict=True):
-            found.setdefault(name, sides[run])
+        first, among = dict(zip(rows, runs(rows, RUNS), strict=True)), rows if known else [*names.values()]
+        counts, held = Counter(among), Counter(found[name] for name in among if name in found)
+        for name in [name for name in first if name not in found]:
+            side = sides[first[name]]
+            found[name] = side if held[side] + counts[name] <= MOST * len(among) else not side
+            held[found[name]] += counts[name]
     return {one.id for one in records if found[names[one.id]]}
 
 

@@ -1,11 +1,14 @@
 """Which thresholds fit newer traffic, where the layer of an earlier calibration stays?"""
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gateway.calibrate.caveats import caveats_on_shares
+from gateway.calibrate.caveats import CLOSE, caveats_on_shares
 from gateway.calibrate.fitted import (
     Calibration,
+    alike,
     banded,
     by_verdicts,
     in_bands,
@@ -16,7 +19,7 @@ from gateway.calibrate.fitted import (
     to_choose,
 )
 from gateway.calibrate.halves import SplitBy, Unproven, parted
-from gateway.calibrate.mix import mix_of
+from gateway.calibrate.mix import Mix, mix_of
 from gateway.calibrate.outcomes import Example
 from gateway.calibrate.target import Target
 from gateway.calibration import Fitted
@@ -30,8 +33,8 @@ def moved(
     """The calibration `kept` with thresholds for these records. No outcomes are needed, and none count: shares alone
     are shown, on the half of the records that `split` holds out, and no gain is `proven`.
 
-    Raises Unproven with too few records, for a bound, and where verdicts answer another question than those that the
-    layer was fitted to.
+    Raises Unproven with too few records, for a bound, where verdicts answer another question than those that the layer
+    was fitted to, and where no thresholds give the target's shares.
     """
     if not target.shares or kept.basis is None:
         raise Unproven("only thresholds for shares can be set anew, and only of a file that says what it was fitted on")
@@ -44,9 +47,22 @@ def moved(
     wanted = to_choose(mix, target)
     fitted, judged = parted(decided, split)
     p, edges = ranks(kept.layer, decided), thresholds(ranks(kept.layer, fitted), wanted)
-    report = in_bands(named(kept.layer, judged, split), edges, mix) | {"sources": {}}
+    placed = thresholds(p, wanted)
+    _reached(p, placed, mix, target)
+    report = in_bands(named(kept.layer, judged, alike(decided, split)), edges, mix) | {"sources": {}}
     spread, counts = banded(p)
     asked = any(one.p_complex is not None for one in decided)
     basis = replace(kept.basis, edges=spread, counts=counts, asked=asked)
     caveats = (UNJUDGED, *caveats_on_shares(decided, report, target, kept.layer))
-    return Calibration(target, kept.layer, thresholds(p, wanted), basis, report, caveats, proven=False)
+    return Calibration(target, kept.layer, placed, basis, report, caveats, proven=False)
+
+
+def _reached(p: Sequence[float], edges: Sequence[float], mix: Mix, target: Target) -> None:
+    """Raises Unproven where these edges, the best for those records, are far from the target's shares."""
+    bands = Counter(bisect_right(edges, each) for each in p)
+    shares = [mix.realised(band, bands[band] / len(p)) for band in range(len(target.shares))]
+    if max(abs(got - want) for got, want in zip(shares, target.shares, strict=True)) > CLOSE:
+        nearest = "/".join(f"{share:.2f}" for share in shares)
+        raise Unproven(
+            f"{target.text} is out of reach: too many requests have the same p; the nearest shares are {nearest}"
+        )

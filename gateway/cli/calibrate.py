@@ -1,6 +1,8 @@
 """Where should the threshold be on this traffic?   `tiergate policy calibrate`"""
 
 import hashlib
+import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -105,10 +107,26 @@ def hashed(records: list[Path]) -> tuple[list[Recorded], str]:
 
 def write(out: Path, found: Calibration, digest: str, decisions: int) -> None:
     """Writes the calibration's file."""
+    text = dump(found, digest, decisions, time.time())
     try:
-        out.write_text(dump(found, digest, decisions, time.time()))
+        if out.is_file():
+            replaced(out.resolve(), text)
+        else:
+            out.write_text(text)
     except OSError as error:
         raise stop("policy calibrate", f"{out}: {error.strerror}") from None
+
+
+def replaced(place: Path, text: str) -> None:
+    """Puts another text in a file's place, whole: a gateway that follows it reads no half of one, and where that cannot
+    be written what outcomes have taught is not lost."""
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        shutil.copymode(place, beside)
+        beside.replace(place)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def as_data(found: Calibration) -> str:

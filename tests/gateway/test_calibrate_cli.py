@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,13 @@ def test_a_calibration_is_kept_and_its_thresholds_set_anew_without_outcomes(tmp_
     assert (ran.exit_code, "was not judged" in ran.stdout) == (0, True), ran.stderr
     after = json.loads(out.read_text())
     assert (after["layer"], after["proven"], after["edges"] > before["edges"]) == (before["layer"], False, True)
+    was, most = out.read_text(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most[1]))
+    try:
+        ran = calibrate(records, "--target", "pro_share=0.5", "--out", str(out), "--keep", str(out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert (ran.exit_code, out.read_text() == was, len([*tmp_path.iterdir()])) == (1, True, 2), "no room for it"
     out.write_text("{}")
     for place, why in ((out, "no calibration"), (tmp_path / "none.json", "No such file")):
         ran = calibrate(records, "--target", "pro_share=0.25", "--keep", str(place))

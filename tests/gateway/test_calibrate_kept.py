@@ -16,6 +16,7 @@ KEPT = Fitted(BY_SCORE, (0.75,), BASIS)
 BY_VERDICT = Fitted(
     replace(BY_SCORE, weights={"p_complex": 1.0}, means={"p_complex": 0.0}, scales={"p_complex": 1.0}), (0.5,), BASIS
 )
+BY_SAME = KEPT._replace(layer=replace(BY_SCORE, weights={}))
 
 
 def harder(count: int, seed: int = 1) -> list[Example]:
@@ -56,6 +57,7 @@ def test_no_gain_is_proven_and_what_a_share_lacks_is_told() -> None:
         (KEPT._replace(basis=None), harder(200), "pro_share=0.25", "says what it was fitted on"),
         (BY_VERDICT, asked("house.v2"), "pro_share=0.25", "answer 'house.v2', those of .* 'house.v1'"),
         (BY_VERDICT, harder(200), "pro_share=0.25", "answer None"),
+        (BY_SAME, harder(200), "pro_share=0.6", "have the same p; the nearest shares are 0.00/1.00"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused(kept: Fitted, records: list[Example], target: str, why: str) -> None:

@@ -231,10 +231,20 @@ def test_conversations_that_interleave_prove_no_gain_where_there_is_none() -> No
     assert [calibrate(some, target).proven for some in (records, unnamed(records))] == [False, True]
 
 
-def test_few_long_conversations_prove_no_gain_where_there_is_none() -> None:
-    found = calibrate(interleaved(1, several=10, turns=40), parse("pro_share=0.25"))
+@pytest.mark.parametrize(("several", "turns", "worth"), [(10, 40, 5), (3, 100, 2), (2, 150, 1)])
+def test_few_long_conversations_prove_no_gain_where_there_is_none(several: int, turns: int, worth: int) -> None:
+    found = calibrate(interleaved(1, several=several, turns=turns), parse("pro_share=0.25"))
     assert (found.proven, found.report.get("lift")) == (False, None)
-    assert any("worth those of 5 conversations" in caveat for caveat in found.caveats)
+    assert any(f"worth those of {worth} conversations" in caveat for caveat in found.caveats)
+
+
+def test_each_half_has_one_of_two_conversations_though_only_one_was_judged() -> None:
+    first, *others = interleaved(1, several=2, turns=10)
+    records = [
+        first,
+        *(one if one.conversation == first.conversation else replace(one, flash_ok=None) for one in others),
+    ]
+    assert [len(half) for half in parted(records, "id")] == [10, 10]
 
 
 def test_a_share_is_as_uncertain_as_so_few_conversations_are() -> None:

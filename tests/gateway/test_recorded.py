@@ -78,6 +78,7 @@ def test_of_two_decisions_with_one_id_the_later_counts(tmp_path: Path) -> None:
         (b"[" * 100_000 + b"\n", "a:2: "),
         (DECISION | {"route": {"tier": "pro", "p": 0}}, "route.p"),
         (DECISION | {"facts": None}, "facts"),
+        (DECISION | {"at": 1_700_000_000_000}, "a:2: .* < 100000000000.0 - at `.\\.at`"),
         (OUTCOME | {"outcome": {"quality": 1.1}}, "quality"),
     ],
 )
