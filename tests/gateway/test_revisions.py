@@ -392,7 +392,7 @@ async def test_a_process_that_starts_while_the_file_is_wrong_serves_what_was_in_
     [
         ("schema: [", 1, "not YAML"),
         ("name: [house]\nschema: 2", 3, "schema"),
-        ("name: other\nschema: [", 2, "keeps no policy 'other'"),
+        ("name: other\nschema: [", 2, "tells of no policy 'other'"),
         ("name: house\nschema: [", 2, "put it right (tiergate policy check"),
     ],
 )
