@@ -58,7 +58,7 @@ def said(text: str) -> Any:
 
 
 def test_a_message_is_triaged_and_answered_as_a_message(clients: Clients, flash: Sim, pro: Sim) -> None:
-    simple = clients.claude.messages.create(model="auto", max_tokens=30, messages=said(SIMPLE))
+    simple = clients.claude.messages.create(model="auto", max_tokens=30, messages=said(SIMPLE + " Triage."))
     hard = clients.claude.messages.create(model="auto", max_tokens=30, system="Be exact.", messages=said(COMPLEX))
     assert (simple.model, hard.model) == ("flash-model", "pro-model")
     assert (simple.type, simple.role, simple.content[0].type) == ("message", "assistant", "text")
