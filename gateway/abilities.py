@@ -88,6 +88,14 @@ async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> st
     return "ok"
 
 
+class _Choice(msgspec.Struct):
+    message: msgspec.Raw
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
 async def failure_text(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
     """Asks again by a strategy that had this `outcome`, and returns the status and answer as text for a message: "200
     Hello", "500 {...}"; "" where no answer came."""
@@ -99,8 +107,16 @@ async def failure_text(policy: Policy, upstream: Upstream, strategy: Strategy, o
     if asked.template.path == CHAT:
         body = {key: value for key, value in body.items() if key != "stream_options"} | {"stream": False}
     status, answer = await _raw(policy, upstream, asked.template.path, msgspec.json.encode(body))
-    message = answer.partition(b'"message":')[2] if status == 200 else b""
+    message = _message(answer) if status == 200 else b""
     return f"{status} {_short(message or answer)}" if status else ""
+
+
+def _message(answer: bytes) -> bytes:
+    """The first message alone, as around it stands when it was made; b"" where there is none."""
+    try:
+        return bytes(msgspec.json.decode(answer, type=_Answer).choices[0].message)
+    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+        return b""
 
 
 async def plain_answer(policy: Policy, upstream: Upstream) -> PlainAnswer:

@@ -80,7 +80,9 @@ def test_the_doctor_warns_that_it_lists_other_models_than_it_serves_and_gets_no_
 ) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY % (server.model, "openai"))
-    unlisted, able, manner, used = doctor(policy, FLASH_URL=server.url)
+    found = doctor(policy, FLASH_URL=server.url)
+    assert len(found) == 4, "\n".join(one["told"] for one in found)
+    unlisted, able, manner, used = found
     assert (unlisted["level"], "does not list" in unlisted["told"]) == ("warning", True)
     assert "by nothing; not by decisions: error (404 " in able["told"]
     assert "tells no log-probabilities, and thinks only when told to" in manner["told"]
