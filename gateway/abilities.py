@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.body import read
 from gateway.dialects import CHAT
-from gateway.errors import Overloaded
+from gateway.errors import UNREADABLE, Overloaded
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes
@@ -88,17 +88,9 @@ async def _outcome(policy: Policy, upstream: Upstream, strategy: Strategy) -> st
     return "ok"
 
 
-class _Choice(msgspec.Struct):
-    message: msgspec.Raw
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-
-
 async def failure_text(policy: Policy, upstream: Upstream, strategy: Strategy, outcome: str) -> str:
-    """Asks again by a strategy that had this `outcome`, and returns the status and answer as text for a message: "200
-    Hello", "500 {...}"; "" where no answer came."""
+    """Asks again by a strategy that had this `outcome`, and returns the status and the message, or else the answer, as
+    text: "200 {...}", "500 {...}"; "" where no answer came."""
     request = _request(policy, PLAIN)
     asked = question(request, policy, (strategy,))
     if outcome == "unbound":
@@ -111,11 +103,19 @@ async def failure_text(policy: Policy, upstream: Upstream, strategy: Strategy, o
     return f"{status} {_short(message or answer)}" if status else ""
 
 
+class _Choice(msgspec.Struct):
+    message: msgspec.Raw
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
 def _message(answer: bytes) -> bytes:
-    """The first message alone, as around it stands when it was made; b"" where there is none."""
+    """The first message alone, as what stands around it differs from second to second; b"" where there is none."""
     try:
         return bytes(msgspec.json.decode(answer, type=_Answer).choices[0].message)
-    except (msgspec.MsgspecError, UnicodeDecodeError, IndexError):
+    except (*UNREADABLE, IndexError):
         return b""
 
 

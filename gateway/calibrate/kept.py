@@ -1,9 +1,8 @@
 """Which thresholds fit newer traffic, where the layer of an earlier calibration stays?"""
 
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gateway.calibrate.caveats import CLOSE, caveats_on_shares
 from gateway.calibrate.fitted import (
@@ -19,7 +18,7 @@ from gateway.calibrate.fitted import (
     to_choose,
 )
 from gateway.calibrate.halves import SplitBy, Unproven, parted
-from gateway.calibrate.mix import Mix, mix_of
+from gateway.calibrate.mix import mix_of
 from gateway.calibrate.outcomes import Example
 from gateway.calibrate.target import Target
 from gateway.calibration import Fitted
@@ -46,10 +45,11 @@ def moved(
     mix = mix_of(records, len(target.shares), explore)
     wanted = to_choose(mix, target)
     fitted, judged = parted(decided, split)
-    p, edges = ranks(kept.layer, decided), thresholds(ranks(kept.layer, fitted), wanted)
+    names, edges = alike(decided, split), thresholds(ranks(kept.layer, fitted), wanted)
+    p = ranks(kept.layer, decided)
     placed = thresholds(p, wanted)
-    _reached(p, placed, mix, target)
-    report = in_bands(named(kept.layer, judged, alike(decided, split)), edges, mix) | {"sources": {}}
+    _reached(in_bands(named(kept.layer, decided, names), placed, mix), target)
+    report = in_bands(named(kept.layer, judged, names), edges, mix) | {"sources": {}}
     spread, counts = banded(p)
     asked = any(one.p_complex is not None for one in decided)
     basis = replace(kept.basis, edges=spread, counts=counts, asked=asked)
@@ -57,10 +57,9 @@ def moved(
     return Calibration(target, kept.layer, placed, basis, report, caveats, proven=False)
 
 
-def _reached(p: Sequence[float], edges: Sequence[float], mix: Mix, target: Target) -> None:
-    """Raises Unproven where these edges, the best for those records, are far from the target's shares."""
-    bands = Counter(bisect_right(edges, each) for each in p)
-    shares = [mix.realised(band, bands[band] / len(p)) for band in range(len(target.shares))]
+def _reached(best: Mapping[str, Any], target: Target) -> None:
+    """Raises Unproven where the best edges for all records are far from the target's shares."""
+    shares = [share["value"] for share in best["shares"]]
     if max(abs(got - want) for got, want in zip(shares, target.shares, strict=True)) > CLOSE:
         nearest = "/".join(f"{share:.2f}" for share in shares)
         raise Unproven(

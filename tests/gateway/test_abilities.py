@@ -24,6 +24,7 @@ from tests.gateway.serving import plain, scripted
 from tests.tiers import policy_for
 
 PRO = Sim("http://127.0.0.1:2", "pro-model")
+DEEP = '{"choices":[{"message":' + "[" * 100_000
 BARE: dict[str, Any] = {"tiers": {"flash": {"set": None}}}
 
 
@@ -120,6 +121,19 @@ async def test_words_are_those_of_the_very_question(flash: Sim) -> None:
     assert (last["stream"], last["response_format"]) == (False, {"type": "json_object"})
     await said(one(flash), "choice", "unbound")
     assert "Say hello." in json.dumps(bodies(flash)[-1]["messages"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ('{"choices":[{"message":{"content":"a"},"index":0}],"created":1}', '200 {"content":"a"}'),
+        ('{"choices":[],"created":1}', '200 {"choices":[],"created":1}'),
+        (DEEP, f"200 {DEEP[:117]}..."),
+    ],
+)
+async def test_of_an_answer_the_message_is_told_and_not_when_it_was_made(answer: str, told: str) -> None:
+    async with scripted(plain(answer.encode())) as (url, _):
+        assert await said(one(Sim(url, "flash-model")), "json") == told
 
 
 @pytest.mark.parametrize(("route", "wanted"), [("flash", False), ({"simple": "flash", "complex": "pro"}, True)])

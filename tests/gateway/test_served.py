@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from typing import Any
 
 import pytest
@@ -66,11 +65,10 @@ async def test_each_change_is_told_once_and_what_is_no_list_changes_nothing(capl
 
 
 @pytest.mark.parametrize("one", [b'{"id":1e300},', b'{"id":"a"},'])
-def test_no_list_that_a_server_tells_holds_up_all_others(one: bytes) -> None:
-    told = b'{"data":[%b{"id":"m"}]}' % (one * (LARGEST // len(one)))
-    started = time.thread_time()
-    assert models(told) == {}
-    assert time.thread_time() - started < 0.3
+def test_of_a_list_that_would_hold_up_all_others_nothing_is_read(one: bytes) -> None:
+    told = b'{"data":[%b{"id":"m"}]}'
+    assert models(told % b"") == {"m": None}
+    assert models(told % (one * (LARGEST // len(one)))) == {}
 
 
 async def test_servers_are_shown_their_tiers_key_and_those_of_other_engines_are_not_asked(
