@@ -144,7 +144,9 @@ async def test_a_kept_draft_won_what_went_by_before_it_was_taken(flash: Sim, pro
 
         async def taken(first: float, verdict: float, chosen: Route = SIMPLY) -> float:
             flash.config(stall_first=first)
+            before = len(flash.seen())
             async with held(asked(body()), ASK, policy_for(flash, pro), door) as draft:
+                await eventually(lambda: len(flash.seen()) > before)
                 await asyncio.sleep(verdict)
                 reply = await draft.take(chosen)
             if reply:
