@@ -208,6 +208,8 @@ def _there(which: str, record: KeyRecord | None) -> KeyRecord:
 
 def _on(file: Path | None, url: str | None, work: Callable[[Store | KeyFileStore], Awaitable[T]]) -> T:
     """What `work` gives on the file, else on the store. Exits with 1 when there is neither, or it cannot be used."""
+    if file is None and url is None:
+        raise stop("keys", "keys need a place: give --redis URL (or set GATEWAY_REDIS_URL), or --file FILE")
     if file is None:
         return on("keys", url, work)
 
