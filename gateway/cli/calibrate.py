@@ -34,23 +34,19 @@ RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier
 
 
 def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
-    records: Annotated[
-        list[Path], typer.Argument(help="Recorded decisions: JSON lines, as in the file of GATEWAY_RECORDS.")
-    ],
+    records: Annotated[list[Path], typer.Argument(help="Recorded decisions, the lines of GATEWAY_RECORDS.")],
     target: Annotated[str, typer.Option(help=f"What is wanted: {FORMS}.")],
     out: Annotated[Path, typer.Option(help="Where the calibration is written.")] = Path("calibration.json"),
     split: Annotated[
         SplitBy, typer.Option(help="What is judged apart: later records, other callers, or any half.")
     ] = "id",
-    price_ratio: Annotated[
-        float | None, typer.Option(help="How many times Flash's price Pro costs; for cost=...")
-    ] = None,
+    price_ratio: Annotated[float | None, typer.Option(help="Pro's price over Flash's; for cost=...")] = None,
     agree: Annotated[float, typer.Option(min=0, max=1, help="Flash is good from this agreement with a shadow.")] = GOOD,
     without: Annotated[
         list[str] | None, typer.Option(help="A source whose outcomes are left out, such as retry; repeatable.")
     ] = None,
     explore: Annotated[
-        float | None, typer.Option(min=0, max=0.5, help="The rule's `explore`, where it is not what the records show.")
+        float | None, typer.Option(min=0, max=0.5, help="The rule's `explore`, where the records show another.")
     ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="A calibration that stays: by these records its thresholds alone are set.")
