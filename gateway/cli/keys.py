@@ -25,15 +25,17 @@ File = Annotated[
     typer.Option("--file", help="A file of keys, in place of the store; created if missing.", metavar="FILE"),
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")]
-Plan = Annotated[str | None, typer.Option(help="A plan of the policy; else the default one.")]
-Expires = Annotated[str | None, typer.Option(metavar="TIME", help='When it ends, from now: "30d"; else never.')]
+Plan = Annotated[str | None, typer.Option(help="A plan of the policy; a key without one has the default.")]
+Expires = Annotated[
+    str | None, typer.Option(metavar="TIME", help='When it ends, from now: "30d"; a key without never does.')
+]
 Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of the plan's limit.")]
 Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="US dollars for each window of its budget.")]
 Window = Annotated[
     str | None, typer.Option(metavar="TIME", help='Of its budget: "24h", "7d", or month (the calendar\'s).')
 ]
 May = Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")]
-Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; else as its plan says.")]
+Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; for a key without, its plan says.")]
 Checked = Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")]
 Keep = Annotated[
     str | None,
