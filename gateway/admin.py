@@ -235,7 +235,8 @@ def _changes(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> Non
 
     @routes.post("/keys/{key_id}/rotate", summary="Make another key for the same caller and show it, this once")
     async def rotate(
-        key_id: str, keep: Annotated[str | None, Query(description='How long the one before counts, too: "1d"')] = None
+        key_id: str,
+        keep: Annotated[str | None, Query(description='How long the old key stays valid beside the new: "1d"')] = None,
     ) -> Created:
         """Without `keep` every gateway refuses the one before within a second."""
         try:

@@ -77,7 +77,7 @@ class Exchange:
             refusal.__traceback__ = None  # the frames in it hold the reply, which may hold the refusal
         except Exception:
             log.exception("request %s failed", self._id)
-            await self._refuse(Refusal("The gateway failed.", code="internal_error"))
+            await self._refuse(Refusal("The gateway failed: its log says why.", code="internal_error"))
         finally:
             if self._held and self._caller:
                 self._doors.uploads.shrink(self._caller.id, 0, self._held)

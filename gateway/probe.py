@@ -121,5 +121,11 @@ class Probe:
 
 
 def _words(found: Sequence[Outcomes]) -> str:
-    """What each server was found to do."""
-    return "; ".join(", ".join(f"{name} {how}" for name, how in one.items()) for one in found) or "no server answers"
+    """What each server can do, and what it cannot, with the outcome."""
+    return "; ".join(map(_can, found)) or "no server answers"
+
+
+def _can(found: Outcomes) -> str:
+    can = [name for name, how in found.items() if how == "ok"]
+    cannot = [f"{name} ({how})" for name, how in found.items() if how != "ok"]
+    return f"can: {', '.join(can) or 'nothing'}" + (f", cannot: {', '.join(cannot)}" if cannot else "")

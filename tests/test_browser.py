@@ -179,7 +179,7 @@ def test_a_decision_shows_while_we_look_and_opens_to_its_whole_explanation(place
     page.get_by_role("button", name=re.compile("pro triaged complex")).click()
     detail = page.get_by_role("complementary", name="The decision")
     expect(detail).to_contain_text("pro by rule triaged: complex.")
-    for told in ("looked-for", "Probability of complex", "x-phase", "decides", "Had the verdict been another", "Facts"):
+    for told in ("looked-for", "Probability of complex", "x-phase", "decides", "With another verdict", "Facts"):
         expect(detail).to_contain_text(told)
     expect(detail.get_by_role("img", name=re.compile("probability 0"))).to_be_visible()
     page.reload()

@@ -31,6 +31,7 @@ from tests.tiers import merged
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "policies/README.md", "gateway/README.md")
+OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md", "k8s/README.md", "backends/README.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPANS = re.compile(r"`(tiergate [^`]+)`")
 STAYS = {"serve", "demo", "sim"}  # commands that do not end by themselves
@@ -197,8 +198,26 @@ def test_what_a_page_shows_of_a_policy_fits_the_one_that_ships(snippet: str, tmp
 def test_every_target_of_make_that_a_page_names_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = {line.split()[1] for page in PAGES for line in commands(page) if line.startswith("make ")}
-    assert named
+    for page in (*PAGES, *OTHERS):
+        named |= set(re.findall(r"`make ([\w-]+)", (ROOT / page).read_text()))
+    assert {"run", "bench", "lock"} <= named
     assert {name for name in named if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_what_a_page_points_to_is_there(page: str) -> None:
+    """Links, and sections that are named behind their page."""
+    text = (ROOT / page).read_text()
+    for file, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+        aim = ((ROOT / page).parent / file) if file else ROOT / page
+        assert aim.is_file(), file
+        assert not anchor or anchor in {re.sub(r"[^\w-]", "", one.lower().replace(" ", "-")) for one in titles(aim)}
+    for file, title in re.findall(r'`([\w/]+\.md)`, "([^"]+)"', text):
+        assert " ".join(title.split()) in titles(ROOT / file)
+
+
+def titles(page: Path) -> list[str]:
+    return re.findall(r"^##+ (.+)$", page.read_text(), re.MULTILINE)
 
 
 def test_a_set_up_that_came_without_pip_is_made_again(tmp_path: Path) -> None:

@@ -269,3 +269,12 @@ def test_the_demo_shows_where_a_dozen_prompts_went() -> None:
     assert any("simple" in row and " flash " in row for row in rows)
     assert any("cached" in row for row in rows)
     assert re.search(r"http://127\.0\.0\.1:\d+/ui .*sk-tg-admin-", shown), "where the page is, and its key"
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    head, *examples = readme.partition("```text\n")[2].partition("```")[0].splitlines()
+    assert head in shown.splitlines()
+    assert {decided(row) for row in examples} <= {decided(row) for row in rows}
+
+
+def decided(row: str) -> str:
+    """A row of the table without its figures."""
+    return row[:39] + row[45:66]

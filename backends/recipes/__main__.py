@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description="Server commands for the tiers, and what they take.",
         epilog="What skipping experts buys: estimate. Checkpoints with fewer: convert, revert (--help after each).",
     )
-    verbs = p.add_subparsers(dest="verb", required=True)
+    verbs = p.add_subparsers(dest="verb", required=True, metavar="{list,command,size,estimate,convert,revert}")
     every = verbs.add_parser("list", help="the recipes, with what they have room for")
     every.add_argument("--all", action="store_true", help="also those that cannot be, and why")
     every.add_argument("--json", action="store_true")

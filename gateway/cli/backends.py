@@ -15,7 +15,7 @@ ELSEWHERE = {
 
 
 def backends(context: typer.Context) -> None:
-    """The tiers' own servers and checkpoints: list, command, size, estimate, convert, revert (--help after each)."""
+    """Model servers and checkpoints: list, command, size, estimate, convert, revert (--help after each)."""
     verb = context.args[0] if context.args else ""
     _become(ELSEWHERE.get(verb, "backends.recipes"), context.args)
 

@@ -34,16 +34,16 @@ RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier
 
 
 def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
-    records: Annotated[list[Path], typer.Argument(help="Recorded decisions, JSON lines as GATEWAY_RECORDS gets.")],
+    records: Annotated[list[Path], typer.Argument(help="Recorded decisions, the lines of GATEWAY_RECORDS.")],
     target: Annotated[str, typer.Option(help=f"What is wanted: {FORMS}.")],
     out: Annotated[Path, typer.Option(help="Where the calibration is written.")] = Path("calibration.json"),
     split: Annotated[
         SplitBy, typer.Option(help="What is judged apart: later records, other callers, or any half.")
     ] = "id",
-    price_ratio: Annotated[float | None, typer.Option(help="What Pro costs for one of Flash; for cost=...")] = None,
+    price_ratio: Annotated[float | None, typer.Option(help="Pro's price over Flash's; for cost=...")] = None,
     agree: Annotated[float, typer.Option(min=0, max=1, help="Flash is good from this agreement with a shadow.")] = GOOD,
     without: Annotated[
-        list[str] | None, typer.Option(help="A source whose outcomes are left out, such as retry; may come again.")
+        list[str] | None, typer.Option(help="A source whose outcomes are left out, such as retry; repeatable.")
     ] = None,
     explore: Annotated[
         float | None, typer.Option(min=0, max=0.5, help="The rule's `explore`, where the records show another.")

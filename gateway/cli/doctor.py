@@ -18,7 +18,7 @@ from gateway.doctor import Finding, Level, error, examine, warning
 from gateway.policy import packaged
 from gateway.settings import Settings
 
-AS_SERVE = typer.Option(help="As of `serve`.")
+AS_SERVE = typer.Option(help="As for `serve`.")
 ALIKE = 0.8  # of what two names have in common, from 0 to 1
 MARKS: dict[Level, str] = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]  "}
 

@@ -21,20 +21,26 @@ keys = typer.Typer(help="API keys, kept as keyed hashes in the shared store or i
 T = TypeVar("T")
 PAUSE = 0.5  # seconds that another `keys first`, which made the caller's key, has to make the admin key, too
 File = Annotated[
-    Path | None, typer.Option("--file", help="A file in the store's place; made if there is none.", metavar="FILE")
+    Path | None,
+    typer.Option("--file", help="A file of keys, in place of the store; created if missing.", metavar="FILE"),
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")]
-Plan = Annotated[str | None, typer.Option(help="A plan of the policy; a key without has the default one.")]
-Expires = Annotated[str | None, typer.Option(metavar="TIME", help='From now, e.g. "30d"; a key without never does.')]
-Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of what the plan says.")]
-Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="Of each window of its budget.")]
+Plan = Annotated[str | None, typer.Option(help="A plan of the policy; a key without one has the default.")]
+Expires = Annotated[
+    str | None, typer.Option(metavar="TIME", help='When it ends, from now: "30d"; a key without never does.')
+]
+Limit = Annotated[int | None, typer.Option(min=1, max=100_000_000, help="In place of the plan's limit.")]
+Usd = Annotated[float | None, typer.Option(min=0.000001, max=1e6, help="US dollars for each window of its budget.")]
 Window = Annotated[
-    str | None, typer.Option(metavar="TIME", help='Of its budget: "24h", "7d", or month, the calendar\'s.')
+    str | None, typer.Option(metavar="TIME", help='Of its budget: "24h", "7d", or month (the calendar\'s).')
 ]
 May = Annotated[list[str] | None, typer.Option(help="A tier that it may reach, with all below; repeatable.")]
-Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; for a key without its plan says.")]
+Explain = Annotated[bool | None, typer.Option(help="May ask for the whole decision; for a key without, its plan says.")]
 Checked = Annotated[Path | None, typer.Option(help="Check plan and tiers against this policy.")]
-Keep = Annotated[str | None, typer.Option(metavar="TIME", help='How long the one before counts, too, e.g. "1d".')]
+Keep = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help='How long the old key stays valid beside the new: "1d"; else not at all.'),
+]
 Own = StrEnum("Own", "plan expires requests_per_minute tokens_per_minute usd window may explain")
 
 
@@ -79,25 +85,27 @@ def change(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     window: Window = None,
     may: May = None,
     explain: Explain = None,
-    unset: Annotated[list[Own] | None, typer.Option(help="What it shall not have of its own; repeatable.")] = None,
+    unset: Annotated[
+        list[Own] | None, typer.Option(help="What it shall no longer have of its own; repeatable.")
+    ] = None,
     policy: Checked = None,
     json: Json = False,
     redis: Redis = None,
     file: File = None,
 ) -> None:
-    """Change what is given of a key. It stays the same key, with all that its caller used; counts within a second."""
+    """Change a key's plan, limits or expiry, within a second. Its caller keeps what it used."""
     limits = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute, "usd": usd}
     fields = _given(policy, name=name, plan=plan, expires=expires, window=window, may=may, explain=explain, **limits)
     fields |= dict.fromkeys(unset or ())
     if not fields:
-        raise stop("keys", "nothing is given that shall change")
+        raise stop("keys", "nothing is given to change")
     record = _there(which, _on(file, redis, lambda store: store.change_key(_id(which), lambda r: changed(r, **fields))))
     typer.echo(encoded(shown(record)) if json else f"changed {record.id}")
 
 
 @keys.command()
 def rotate(which: Id, keep: Keep = None, json: Json = False, redis: Redis = None, file: File = None) -> None:
-    """Make another key for the same caller and print it, this once. It takes the place of the one before."""
+    """Make another key for the same caller and print it, this once. It replaces the one before."""
 
     async def make(store: Store | KeyFileStore) -> tuple[str, KeyRecord | None]:
         key, rotated = rotation(await store.secret(), _id(which), keep)
@@ -208,6 +216,8 @@ def _there(which: str, record: KeyRecord | None) -> KeyRecord:
 
 def _on(file: Path | None, url: str | None, work: Callable[[Store | KeyFileStore], Awaitable[T]]) -> T:
     """What `work` gives on the file, else on the store. Exits with 1 when there is neither, or it cannot be used."""
+    if file is None and url is None:
+        raise stop("keys", "keys need a place: give --redis URL (or set GATEWAY_REDIS_URL), or --file FILE")
     if file is None:
         return on("keys", url, work)
 

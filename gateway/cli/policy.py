@@ -32,7 +32,9 @@ from gateway.policy import (
 from gateway.policy import schema as json_schema
 from gateway.reload import Trial, checked, facts_of, parsed_verdict, stub, trials
 
-app = typer.Typer(no_args_is_help=True, help="Check, explain and describe policy files.")
+app = typer.Typer(
+    no_args_is_help=True, help="Check, explain and compare policy files, put them in force, learn from records."
+)
 
 
 class Format(StrEnum):
@@ -138,7 +140,7 @@ def explain(  # noqa: PLR0913, PLR0917  (a command's options are its parameters)
     message: Annotated[str | None, typer.Option("-m", "--message", help="What the user says.")] = None,
     request: Annotated[Path | None, typer.Option(help="A request body as JSON, in place of -m.")] = None,
     plan: Annotated[str, typer.Option(help="The caller's plan; the policy's default when left out.")] = "",
-    header: Annotated[list[str] | None, typer.Option(help="A request header, name=value; may come again.")] = None,
+    header: Annotated[list[str] | None, typer.Option(help="A request header, name=value; repeatable.")] = None,
     verdict: Annotated[
         str | None, typer.Option(help="What the classifier says: p_complex, simple, complex, or how it fails.")
     ] = None,

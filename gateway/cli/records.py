@@ -7,7 +7,7 @@ from gateway.store import Store
 
 
 def records(redis: Redis = None) -> None:
-    """Print the decisions that `record.stream` keeps in the shared store, JSON lines, the oldest first."""
+    """Print the decisions that `record.stream` keeps in the shared store, as JSON lines, the oldest first."""
 
     async def written(store: Store) -> bool:
         some = False

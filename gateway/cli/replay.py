@@ -36,7 +36,9 @@ class Format(StrEnum):
 
 
 How = Annotated[Format, typer.Option("--format", help="For people or for programs.")]
-Files = Annotated[list[Path], typer.Option("--records", help="JSON lines as GATEWAY_RECORDS gets; may come again.")]
+Files = Annotated[
+    list[Path], typer.Option("--records", help="JSON lines, as in the file of GATEWAY_RECORDS; repeatable.")
+]
 
 
 def replay(
@@ -44,7 +46,7 @@ def replay(
     records: Files,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(help='A condition that fails, such as "pro_share > 0.3"; may come again.'),
+        typer.Option(help='A condition that fails, such as "pro_share > 0.3"; repeatable.'),
     ] = None,
     how: How = Format.text,
     as_json: Json = False,
@@ -71,7 +73,7 @@ def replay(
 def diff(
     a: Annotated[Path, typer.Argument(help="A policy file.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    records: Annotated[list[Path] | None, typer.Option(help="Recorded requests; may come again.")] = None,
+    records: Annotated[list[Path] | None, typer.Option(help="Recorded requests; repeatable.")] = None,
     how: How = Format.text,
     as_json: Json = False,
 ) -> None:

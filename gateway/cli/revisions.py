@@ -60,7 +60,7 @@ def reload(url: Url = HERE, admin_key: Key = None, json: Json = False) -> None:
 
 
 def rollback(
-    to: Annotated[str, typer.Argument(help="A digest that `policy revisions` shows, or previous.")] = "previous",
+    to: Annotated[str, typer.Argument(help="A digest that `policy revisions` lists, or previous.")] = "previous",
     undo: Annotated[bool, typer.Option("--undo", help="Let the file count again.")] = False,
     url: Url = HERE,
     admin_key: Key = None,

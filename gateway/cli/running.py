@@ -17,7 +17,7 @@ Url = Annotated[
 Key = Annotated[
     str | None,
     typer.Option(
-        "--admin-key", envvar="GATEWAY_ADMIN_KEY", metavar="KEY", help="Better in the variable.", show_envvar=True
+        "--admin-key", envvar="GATEWAY_ADMIN_KEY", metavar="KEY", help="Safer in the variable.", show_envvar=True
     ),
 ]
 HERE = "http://127.0.0.1:8080"

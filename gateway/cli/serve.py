@@ -170,7 +170,8 @@ async def permitted(settings: Settings, store: Store, served: str | None = None)
     except (PolicyError, NoKeys) as error:
         stop(str(error))
     except Overloaded:
-        stop("the store does not answer: without it nobody knows the API keys")
+        place = where(settings.redis_url or "")
+        stop(f"the store at {place}, which has the API keys, does not answer: start it, or correct GATEWAY_REDIS_URL")
 
 
 async def in_time(ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -199,8 +200,7 @@ async def usable(path: Path, store: Store, served: str | None = None) -> Policy:
         one = await in_time(lambda: last(store, name)) if name else None
     before = attempted(path, one.text, calibration=one.calibration).policy if one else None
     if not before:
-        advice = f"put it right (tiergate policy check {path}), or start with a policy that was in force before"
-        kept = f"The store tells of no policy {name!r} that could take the place of this file: {advice}."
+        kept = f"Put it right: tiergate policy check {path}. (No policy {name!r} that was in force before is stored.)"
         stop("\n".join([*map(str, found.problems), *([kept] if name else [])]))
     return before
 

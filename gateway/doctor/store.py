@@ -14,7 +14,7 @@ async def store(settings: Settings) -> tuple[list[Finding], list[float]]:
     if url is None:
         if settings.workers > 1:
             return [error("store", f"none, and {settings.workers} workers share one", "--redis URL, or embedded")], []
-        told = "this process's memory: limits, cache and keys end with it"
+        told = "this process's memory: limits, cache and keys made by /admin end with it"
         return [warning("store", told, "GATEWAY_REDIS_URL=redis://host:6379/0, if that is not wanted")], []
     if url == "embedded":
         return [ok("store", "a Valkey of its own, from start to end")], []

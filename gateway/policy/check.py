@@ -11,7 +11,7 @@ from gateway.policy.assembled import assembled
 from gateway.policy.calibrated import CALIBRATION, calibrated, embedded
 from gateway.policy.file import Policy, PolicyFile
 from gateway.policy.load import MAX_NODES, Document
-from gateway.policy.problems import Path, PolicyError, Problem, suggestion
+from gateway.policy.problems import Path, PolicyError, Problem, nearest, suggestion
 from gateway.policy.references import check, children, mapping
 from gateway.policy.rules import Rule
 
@@ -142,7 +142,10 @@ def meant(path: Path) -> str:
     if path[:1] == ("tiers",) and len(path) == 3:
         known.append("extends")  # taken out before the rest is read
     home = next((section for section in known if len(path) == 1 and key in known_keys((section,))), None)
-    return f"it belongs to {home}" if home else suggestion(key, known)
+    if home is None:
+        return suggestion(key, known)
+    near = nearest(key, known)
+    return f'did you mean "{near}"? Or it belongs to {home}' if near else f"it belongs to {home}"
 
 
 def located(data: object, loc: tuple[int | str, ...], *, absent: bool) -> tuple[Path, object]:

@@ -44,7 +44,11 @@ def place_in(text: bytes, offset: int) -> tuple[int, int]:
 def suggestion(word: str, known: Iterable[str]) -> str:
     """What the writer may have meant: the nearest known word, else the list of all."""
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if near:
-        return f'did you mean "{near[0]}"?'
+    if near := nearest(word, names):
+        return f'did you mean "{near}"?'
     return f"known: {', '.join(names)}" if names else "none is defined"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like this one; None where none is."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)

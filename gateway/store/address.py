@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from urllib.parse import parse_qsl, quote, urlencode
 
+from gateway.store import where
 from gateway.store.circuit import Circuit
 from gateway.store.cluster import Cluster
 from gateway.store.opening import PORT, Address, opening
@@ -32,9 +33,9 @@ def open_door(url: str, on_change: Callable[[], None]) -> Door:
     """Nothing is connected yet. `on_change` hears when `down` may have changed."""
     scheme, _, rest = url.partition("://")
     if scheme in SCHEMES:
-        return Circuit(opening(f"{SCHEMES[scheme]}://{rest}"), on_change)
+        return Circuit(opening(f"{SCHEMES[scheme]}://{rest}"), on_change, f"{where(url)}: ")
     if scheme in SENTINELS:
-        return Circuit(_primary(SENTINELS[scheme], rest), on_change)
+        return Circuit(_primary(SENTINELS[scheme], rest), on_change, f"{where(url)}: ")
     user, at, _ = rest.rpartition("@")
     _, _, query = rest.partition("?")
 

@@ -77,7 +77,7 @@ class Circuit:
         if self.down:
             return
         self.down, self._why = True, str(error).rstrip(".")
-        said = "store down: %s%s; limits do as on_store_failure says, the cache is skipped"
+        said = "store down: %s%s; each process keeps limits as callers.on_store_failure says, the cache is skipped"
         log.warning(said, self._where, self._why)
         self._recovery = asyncio.create_task(self._recover())
         self._on_change()

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from backends.recipes.__main__ import parser
 from gateway import __version__
 from gateway.__main__ import main
 from gateway.cli import app
+from gateway.cli.backends import ELSEWHERE
 
 LEFT_OUT = (
     "gateway.cli.demo",
@@ -107,6 +109,11 @@ def test_the_demo_has_a_port_that_callers_can_find(port: str) -> None:
 def test_who_mistypes_a_command_is_told_which_was_meant() -> None:
     done = CliRunner().invoke(app, ["polcy"])
     assert (done.exit_code, "Did you mean 'policy'?" in done.stderr) == (2, True)
+
+
+def test_the_help_of_backends_names_those_that_are_programs_of_their_own() -> None:
+    verbs = parser().format_usage().partition("{")[2].partition("}")[0].split(",")
+    assert set(verbs) == {"list", "command", "size", *ELSEWHERE}
 
 
 def test_the_simulator_lists_its_own_flags() -> None:

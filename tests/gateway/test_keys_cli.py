@@ -53,6 +53,11 @@ def administers(url: str, key: str) -> bool:
     return asyncio.run(ask())
 
 
+def test_who_has_no_store_is_told_that_a_file_will_do() -> None:
+    done = run("create", "ann")
+    assert (done.exit_code, "--redis URL" in done.stderr, "--file FILE" in done.stderr) == (1, True, True)
+
+
 def test_a_created_key_is_printed_alone_and_works(url: str) -> None:
     made = run("create", "ann", "--plan", "gold", url=url)
     assert (made.exit_code, made.stderr) == (0, "")

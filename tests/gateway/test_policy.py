@@ -294,6 +294,10 @@ ONE_LINE = (
 BAD = {
     "unknown key": (changed("schema: 1", "schema: 1\nrulez: 1"), '2:1: rulez: unknown key; did you mean "rules"?'),
     "key of a section": (SMALLEST + "threshold: 0.3\n", "7:1: threshold: unknown key; it belongs to triage"),
+    "key of a section, or near another": (
+        SMALLEST + "cache: {ttl: 1m}\n",
+        '7:1: cache: unknown key; did you mean "caching"? Or it belongs to triage',
+    ),
     "key of a later version": (SMALLEST + "shadow: null\n", "7:1: shadow: unknown key"),
     "unknown key inside": (
         changed("model: org/Flash", "model: x, limits: {max_inflght: 2}"),

@@ -143,6 +143,7 @@ def test_a_server_that_starts_later_or_comes_back_is_asked_again(caplog: pytest.
     with caplog.at_level(logging.WARNING, "gateway"):
         asyncio.run(main())
     lines = [line for line in caplog.messages if line.startswith("triage asks tier flash")]
+    assert lines[1].endswith("; can: choice, json_logprobs, json, cannot: decisions (error)")
     assert [line.split(";")[0] for line in lines[1:]] == [
         f"triage asks tier flash by {strategy}" for strategy in ("choice", "json_logprobs", "choice", "json_logprobs")
     ]

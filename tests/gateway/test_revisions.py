@@ -392,8 +392,8 @@ async def test_a_process_that_starts_while_the_file_is_wrong_serves_what_was_in_
     [
         ("schema: [", 1, "not YAML"),
         ("name: [house]\nschema: 2", 3, "schema"),
-        ("name: other\nschema: [", 2, "tells of no policy 'other'"),
-        ("name: house\nschema: [", 2, "put it right (tiergate policy check"),
+        ("name: other\nschema: [", 2, "No policy 'other' that was in force"),
+        ("name: house\nschema: [", 2, "Put it right: tiergate policy check"),
     ],
 )
 async def test_a_process_does_not_start_on_a_wrong_file_where_nothing_can_take_its_place_and_says_what_to_do(

