@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"resolver"},
     {"errors", "settings", "sse", "balance", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
-    {"trace", "ids", "watch", "head", "closing", "certificate", "wording"},
+    {"trace", "ids", "head", "closing", "certificate", "wording"},
     {"body", "store", "openapi", "workers"},
     {"dialects", "agreement", "user_words"},
     {"types", "protocol", "score"},
