@@ -39,11 +39,6 @@ class PlainAnswer(NamedTuple):
     refused: str = ""
 
 
-def needs_verdicts(policy: Policy) -> bool:
-    """Whether some rule wants a verdict."""
-    return not all(isinstance(rule.route, str) for rule in policy.rules)
-
-
 def for_server(policy: Policy, name: str, url: str) -> Policy:
     """`policy` as if the tier had this one server and triage asked it: by any strategy, for PATIENCE seconds."""
     tier, rules = policy.tiers[name], policy.triage
