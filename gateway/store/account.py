@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 from gateway.store.contract import KEPT
 from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line, Most, known
-from gateway.store.window import end_of, length_of
+from gateway.store.window import DAY, date_of, end_of, length_of
 
-DAY = 86_400  # seconds
 Sums = tuple[int, int, int, int, int]  # requests, prompt, cached, completion, money
 Heading = tuple[int, str, Kind, bool]  # day since 1970, tier, kind, estimated
 Held = tuple[int, int, int]  # tokens, money, the window in which it counts as above the first tier or -1
@@ -184,12 +183,8 @@ class Account:
         if time.time() >= self.midnight:
             self.begin_day()
         return [
-            Line(tier, kind, estimated, prompt, cached, completion, money, requests, caller, _date(day))
+            Line(tier, kind, estimated, prompt, cached, completion, money, requests, caller, date_of(day))
             for (day, tier, kind, estimated), (requests, prompt, cached, completion, money) in sorted(
                 self.ledger.items()
             )
         ]
-
-
-def _date(day: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
