@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from gateway.body import read
 from gateway.dialects import CHAT
 from gateway.errors import UNREADABLE, Overloaded
+from gateway.fields import read
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.body import Fields, Message
+from gateway.fields import Fields, Message
 from gateway.policy import Policy, Sessions
 from gateway.types import ChatRequest
 from gateway.user_words import opening, own, speaks

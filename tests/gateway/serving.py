@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from gateway.app import across_origins, create_app
 from gateway.asgi import Front
-from gateway.body import read
+from gateway.fields import read
 from gateway.http1 import Client
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys, new_key

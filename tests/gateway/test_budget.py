@@ -10,7 +10,7 @@ import pytest
 from valkey import Valkey
 
 from gateway.admission import Admission, admit
-from gateway.body import read
+from gateway.fields import read
 from gateway.policy import Policy, load_policy, serving
 from gateway.pricing import limits_of_all
 from gateway.reload import checked
