@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # Imports go to a lower layer only; rooms of one layer never import each other.
 LAYERS = [
     {"resolver"},
-    {"errors", "settings", "sse", "balance", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
+    {"errors", "settings", "sse", "http1", "embedded", "off_policy", "calibration", "done", "memory"},
     {"trace", "ids", "head", "closing", "certificate", "wording"},
     {"body", "store", "openapi", "workers"},
     {"fields", "agreement"},
