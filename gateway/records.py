@@ -170,7 +170,7 @@ class Records:
         if kept.at + rules.feedback < time.time():
             return False
         known, kept.outcome = kept.outcome, outcome.over(kept.outcome)
-        if self._watch and (known is None or known.source == RETRY):  # which nobody watches
+        if self._watch and (known is None or known.source == RETRY):  # a retry is told to no watcher
             self._watch.judged(_LINE.decode(kept.line()), policy)
         return True
 

@@ -167,7 +167,7 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
 
 
 def _own(record: KeyRecord) -> Iterator[str]:
-    """What a key has in place of its plan's, beside an end."""
+    """What a key has in place of what its plan says; until when it counts is told apart."""
     for name in ("requests_per_minute", "tokens_per_minute", "usd", "window", "may", "explain"):
         value = getattr(record, name)
         if value is not None:

@@ -52,7 +52,9 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
-        self._ended: Rollback | None = None  # by a change of the files here; others' may be the same as before, still
+        self._ended: Rollback | None = (
+            None  # which a change of our files ended; on other hosts the files may not have changed yet
+        )
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []

@@ -135,7 +135,7 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)
-        if self._leaving.is_set():  # since it was started: all others were told then
+        if self._leaving.is_set():  # the others were told to while this one was being started
             send(writer, Message("leave", 0))
         try:
             while message := await receive(reader):
