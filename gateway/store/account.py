@@ -58,7 +58,7 @@ class Account:
     def begin(self, limits: Limits, now: int) -> int:
         """Bring the account up to date under `limits`; returns the microseconds until their request limit is idle."""
         if limits is not self.limits:
-            self._turn(limits, now)
+            self._take_over(limits, now)
         if self.counts:
             self.advance(now)
         queue = self.idle_at - now
@@ -68,7 +68,7 @@ class Account:
             return self.most
         return queue
 
-    def _turn(self, limits: Limits, now: int) -> None:
+    def _take_over(self, limits: Limits, now: int) -> None:
         """Take over changed limits. Where they count for the first time, what leases hold already is counted; what was
         spent in a window that runs counts in one of another length, and goes on counting while no limit is set."""
         self.limits, self.interval = limits, limits.interval

@@ -28,7 +28,7 @@ class Names(msgspec.Struct, frozen=True):
 
 class KeyNames(msgspec.Struct, frozen=True):
     """The names of a caller's keys; they share the hash tag `{caller}`. `names`: its account, leases and ledger.
-    `entry`: the prefix of the keys of cached values, and of the turns to make them."""
+    `entry`: the prefix of the keys of cached values, and of the locks on making them."""
 
     names: Names
     entry: bytes
