@@ -20,7 +20,7 @@ LAYERS = [
     {"turns"},
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
-    {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads", "served"},
+    {"upstream", "explain", "verify", "admission", "keys", "telemetry", "uploads", "served"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},
     {"abilities", "doors"},
     {"answer", "attached", "admin", "probe", "replay"},

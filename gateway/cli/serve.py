@@ -26,12 +26,12 @@ from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy, PolicyError, packaged, read_document
-from gateway.reload import attempted
 from gateway.revisions import History
 from gateway.server import Server, bind
 from gateway.settings import Settings
 from gateway.store import Store, open_store, where
 from gateway.telemetry import Outlet
+from gateway.verify import attempted
 from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]

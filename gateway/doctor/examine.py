@@ -14,8 +14,8 @@ from gateway.doctor.store import store
 from gateway.doctor.tiers import Replied, asked, serving, tier_findings
 from gateway.http1 import Client
 from gateway.policy import Policy, PolicyError
-from gateway.reload import checked
 from gateway.settings import Settings
+from gateway.verify import checked
 
 
 async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> list[Finding]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
 from gateway.ids import fingerprint
 from gateway.policy import Policy, PolicyError, Problem, calibration_name, file_text
-from gateway.reload import Attempt, Texts, Trial, attempted
 from gateway.revisions.kept import History, Revision, Rollback, merged
 from gateway.revisions.watch import Watch, folders
 from gateway.store import Store
+from gateway.verify import Attempt, Texts, Trial, attempted
 
 POLL = 1.0  # seconds between two looks where the kernel tells of no change; another process's rollback is seen so late
 SETTLE = 0.05  # seconds for which a changed file must stay the same before it is read: it may be half written

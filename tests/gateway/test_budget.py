@@ -13,10 +13,10 @@ from gateway.admission import Admission, admit
 from gateway.fields import read
 from gateway.policy import Policy, load_policy, serving
 from gateway.pricing import limits_of_all
-from gateway.reload import checked
 from gateway.standing import OverLimit
 from gateway.store import ALL, NANO, Limits, Money, Store
 from gateway.types import Bill, Caller, ChatRequest, Usage
+from gateway.verify import checked
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
 from tests.stores import on, scripts_known
