@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from gateway.errors import Refusal
 from gateway.explain import try_route
 from gateway.holdback import again, answered, unrecorded, watches
+from gateway.kept import seen
 from gateway.policy import LOCAL, Policy, Rule
 from gateway.recorded import Recorded, Seen
-from gateway.records import seen
 from gateway.types import Facts, Route
 
 OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers whose fact has another name
