@@ -16,7 +16,7 @@ from gateway.reply import Reply
 from gateway.sessions import follow, recalling
 from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, standing_of
 from gateway.store import ALL, Admitted, Kept, Limits, Line, Lock, Most, Store
-from gateway.turns import Keys, keys_of
+from gateway.turns import SessionKeys, session_keys
 from gateway.types import Caller, ChatRequest, Session, Standing
 
 
@@ -41,7 +41,7 @@ class Admission(msgspec.Struct, eq=False):
     lock: Lock | None
     standing: Standing
     limits: bytes
-    session: Keys | None
+    session: SessionKeys | None
     leases: dict[str, str]
     answers: bool
     holders: int = 1
@@ -59,7 +59,7 @@ class Admission(msgspec.Struct, eq=False):
         """The reply that `making` returns; the session of its conversation is updated."""
         return self._update_session(making, self.session) if self.session else making
 
-    async def _update_session(self, making: Awaitable[Reply], session: Keys) -> Reply:
+    async def _update_session(self, making: Awaitable[Reply], session: SessionKeys) -> Reply:
         return follow(await making, session, self.request, self.policy, self.store)
 
     def close(self, *_: object) -> None:
@@ -104,7 +104,7 @@ async def admit(
     own_terms = terms(caller, policy)
     limits, most = requirements(request, own_terms, policy, answers)
     asking = store.admit(caller.id, limits, recall, most)
-    session = keys_of(request, policy) if policy.sessions else None
+    session = session_keys(request, policy) if policy.sessions else None
     remembered = recalling(request, session, store) if session else None
     if own_terms.together:
         both = {caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}

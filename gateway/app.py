@@ -87,7 +87,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 
 
 def _files(settings: Settings, front: Front, revisions: Revisions) -> dict[str, Callable[[], object]]:
-    """For each file that the gateway follows or writes what tells what is wrong with it; a false value: nothing is."""
+    """For each file that the gateway follows or writes, what tells what is wrong with it; a false value: nothing is."""
     doors, keys = front.doors, front.doors.keys.file
     found: dict[str, Callable[[], object]] = {"policy": lambda: revisions.problems}
     if keys:

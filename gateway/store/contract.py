@@ -36,7 +36,7 @@ from gateway.errors import UNREADABLE
 from gateway.store.limits import Admitted, Bound, Limits, Line, Most
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
-SHADOW = "@shadow"  # the account of answers that are made to be compared; nor this one
+SHADOW_ACCOUNT = "@shadow"  # the account of answers that are made to be compared; nor this one
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
 HELD = 1.5  # seconds until a lock that is not renewed ends: its holder may have been killed
