@@ -17,8 +17,9 @@ from gateway.comparison import Comparison
 from gateway.doors import Doors
 from gateway.drift import Drift
 from gateway.http1 import Client
+from gateway.key_records import ADMIN, expired
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, Keys, expired
+from gateway.keys import Keys
 from gateway.memory import allowed
 from gateway.policy import Policy
 from gateway.probe import Probe

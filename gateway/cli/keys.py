@@ -12,7 +12,8 @@ import typer
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.output import Json, date, encoded, on_one_line, stop
 from gateway.cli.store import Redis, on
-from gateway.keys import ADMIN, as_revoked, changed, expiry, id_of, key_problem, new_admin_key, new_key, rotation, shown
+from gateway.key_records import ADMIN, as_revoked, changed, expiry, key_problem, new_admin_key, new_key, rotation, shown
+from gateway.keys import id_of
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 

@@ -17,8 +17,9 @@ from gateway.app import across_origins, create_app
 from gateway.asgi import Front
 from gateway.fields import read
 from gateway.http1 import Client
+from gateway.key_records import new_key
 from gateway.keyfile import KeyFile
-from gateway.keys import Keys, new_key
+from gateway.keys import Keys
 from gateway.policy import Policy
 from gateway.reply import Reply
 from gateway.server import connection

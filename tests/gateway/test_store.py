@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from gateway.keys import as_revoked
+from gateway.key_records import as_revoked
 from gateway.store import OVER, VALUE_LIMIT, Admitted, Kept, KeyRecord, Line, MemoryStore, Store, Taken
 from gateway.store.memory import ENTRY
 from tests.stores import burst, granted, limits, on, scripts_known
