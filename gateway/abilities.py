@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from gateway.body import read
 from gateway.dialects import CHAT
 from gateway.errors import UNREADABLE, Overloaded
+from gateway.fields import read
 from gateway.http1 import TransportError
 from gateway.policy import Policy
 from gateway.splice import changes
@@ -37,11 +37,6 @@ class PlainAnswer(NamedTuple):
     content: bool = False
     logprobs: bool = False
     refused: str = ""
-
-
-def needs_verdicts(policy: Policy) -> bool:
-    """Whether some rule wants a verdict."""
-    return not all(isinstance(rule.route, str) for rule in policy.rules)
 
 
 def for_server(policy: Policy, name: str, url: str) -> Policy:

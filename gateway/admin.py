@@ -14,21 +14,19 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import BadRequest, Forbidden, NotFound, RateLimited, Refusal, Unauthorized
-from gateway.keys import (
+from gateway.key_records import (
     ADMIN,
-    Keys,
     as_revoked,
-    bearer,
     changed,
     expired,
     expiry,
     key_hash,
-    key_matches,
     key_problem,
     new_key,
     rotation,
     shown,
 )
+from gateway.keys import Keys, bearer, key_matches
 from gateway.policy import Policy
 from gateway.store import KeyRecord, Store
 from gateway.usage import WHOLE, Asked, Heading, Report, reported

@@ -27,10 +27,10 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.reload import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
 from gateway.replay import Unrecorded, between
 from gateway.revisions import PREVIOUS, Revision, Revisions
 from gateway.uploads import received
+from gateway.verify import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
 
 LONGEST = 1 << 20  # bytes of a policy's text
 RECORDS = 1000  # the newest ones, which a candidate decides anew

@@ -15,8 +15,8 @@ from gateway.pricing import Terms, bound, lines, terms
 from gateway.reply import Reply
 from gateway.sessions import follow, recalling
 from gateway.standing import OverLimit, budget_lines, gravest, limit_lines, refusal_text, standing_of
-from gateway.store import ALL, Admitted, Kept, Limits, Line, Most, Store, Turn
-from gateway.turns import Keys, keys_of
+from gateway.store import ALL, Admitted, Kept, Limits, Line, Lock, Most, Store
+from gateway.turns import SessionKeys, session_keys
 from gateway.types import Caller, ChatRequest, Session, Standing
 
 
@@ -27,7 +27,7 @@ class Admission(msgspec.Struct, eq=False):
     Holders are the request, then the reply that takes its place (`keep`), and each block that enters the admission as a
     context: the one that makes the answer, which other callers may still wait for when this caller has left.
 
-    `entry` is the cached answer; where there is none, `turn` says which process is to make it. `limits`: the header
+    `entry` is the cached answer; where there is none, `lock` says which process is to make it. `limits`: the header
     lines x-ratelimit-* and x-budget-*. `session`: the keys of its conversation in the store. `leases`: its
     reservations by account, the caller's and that of all callers. `answers` is False where the caller asked for the
     decision alone: the triage call is then what it pays for.
@@ -38,10 +38,10 @@ class Admission(msgspec.Struct, eq=False):
     terms: Terms
     store: Store
     entry: bytes | None
-    turn: Turn | None
+    lock: Lock | None
     standing: Standing
     limits: bytes
-    session: Keys | None
+    session: SessionKeys | None
     leases: dict[str, str]
     answers: bool
     holders: int = 1
@@ -59,7 +59,7 @@ class Admission(msgspec.Struct, eq=False):
         """The reply that `making` returns; the session of its conversation is updated."""
         return self._update_session(making, self.session) if self.session else making
 
-    async def _update_session(self, making: Awaitable[Reply], session: Keys) -> Reply:
+    async def _update_session(self, making: Awaitable[Reply], session: SessionKeys) -> Reply:
         return follow(await making, session, self.request, self.policy, self.store)
 
     def close(self, *_: object) -> None:
@@ -104,7 +104,7 @@ async def admit(
     own_terms = terms(caller, policy)
     limits, most = requirements(request, own_terms, policy, answers)
     asking = store.admit(caller.id, limits, recall, most)
-    session = keys_of(request, policy) if policy.sessions else None
+    session = session_keys(request, policy) if policy.sessions else None
     remembered = recalling(request, session, store) if session else None
     if own_terms.together:
         both = {caller.id: asking, ALL: store.admit(ALL, own_terms.together, None, most)}
@@ -126,9 +126,9 @@ async def admit(
     if remembered and own.entry is None:
         granted = {caller.id: own, ALL: all_} if all_ else {caller.id: own}
         standing = replace(standing, session=await session_of(remembered, granted, recall, store))
-    turn = turn_of(recall, own) if recall else None
+    lock = lock_of(recall, own) if recall else None
     leases = {} if own.entry else leases
-    return Admission(request, policy, own_terms, store, own.entry, turn, standing, told, session, leases, answers)
+    return Admission(request, policy, own_terms, store, own.entry, lock, standing, told, session, leases, answers)
 
 
 def requirements(request: ChatRequest, own: Terms, policy: Policy, answers: bool) -> tuple[Limits, Most]:
@@ -143,11 +143,11 @@ def requirements(request: ChatRequest, own: Terms, policy: Policy, answers: bool
     return limits, most if answers else replace(most, completion=0)
 
 
-def turn_of(key: bytes, own: Admitted) -> Turn:
+def lock_of(key: bytes, own: Admitted) -> Lock:
     """Who is to make the value of `key`, after an admission that did not find it."""
-    if own.turn is None or own.lease is None:
-        return Turn(key, secrets.token_bytes(8))  # the store did not say, so there is no lease to name it by
-    return Turn(key, own.lease.encode(), own.turn)
+    if own.lock is None or own.lease is None:
+        return Lock(key, secrets.token_bytes(8))  # the store did not say, so there is no lease to name it by
+    return Lock(key, own.lease.encode(), own.lock)
 
 
 async def count(caller: Caller, policy: Policy, store: Store) -> None:
@@ -197,12 +197,12 @@ async def session_of(
 
 
 def give_back(granted: dict[str, Admitted], recall: bytes | None, store: Store) -> list[Awaitable[None]]:
-    """Releases admissions that lead to no answer, and the turn that came with one. The commands are sent before this
+    """Releases admissions that lead to no answer, and the lock that came with one. The commands are sent before this
     returns, so that a cancellation cannot interrupt it; the results may be awaited."""
     leases = {account: one.lease for account, one in granted.items() if one.lease}
     for account, lease in leases.items():
-        if recall and granted[account].turn == lease.encode():
-            store.end_turn(account, recall, lease.encode())
+        if recall and granted[account].lock == lease.encode():
+            store.free_lock(account, recall, lease.encode())
     return [store.settle(account, lease) for account, lease in leases.items()]
 
 

@@ -35,7 +35,7 @@ async def answer(request: ChatRequest, policy: Policy, store: Store, upstream: U
         return admission.updating_session(generate(request, admission.standing, policy, upstream, flights.verdicts))
 
     try:
-        reply = cached or await flights.share(admission.turn, request, policy, make, admission)
+        reply = cached or await flights.share(admission.lock, request, policy, make, admission)
     except Refusal as refusal:
         reply = Reply.refused(refusal)
     except BaseException:

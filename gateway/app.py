@@ -17,8 +17,9 @@ from gateway.comparison import Comparison
 from gateway.doors import Doors
 from gateway.drift import Drift
 from gateway.http1 import Client
+from gateway.key_records import ADMIN, expired
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, Keys, expired
+from gateway.keys import Keys
 from gateway.memory import allowed
 from gateway.policy import Policy
 from gateway.probe import Probe
@@ -87,7 +88,7 @@ def create_app(settings: Settings, policy: Policy, store: Store, keys: Keys, mem
 
 
 def _files(settings: Settings, front: Front, revisions: Revisions) -> dict[str, Callable[[], object]]:
-    """What is wrong at present with each file that the gateway follows or writes; nothing that is true: it is right."""
+    """For each file that the gateway follows or writes, what tells what is wrong with it; a false value: nothing is."""
     doors, keys = front.doors, front.doors.keys.file
     found: dict[str, Callable[[], object]] = {"policy": lambda: revisions.problems}
     if keys:

@@ -1,34 +1,19 @@
-"""Which bytes of a request body do we read, and which may change?
-
-A body is parsed once. What we decide on is decoded into `Fields`; the rest stays the client's own bytes. `Body.edit`
-replaces, drops or adds whole top-level members and leaves every other byte alone.
-"""
+"""Which bytes of a request body may change?   Whole top-level members; every other byte stays the client's own."""
 
 import math
 import operator
 import re
-from codecs import BOM_UTF8
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from gateway.errors import UNREADABLE, BadRequest
 
-MAX_CHOICES = 16  # `n` multiplies the work of one request; vLLM ran out of memory on huge values (CVE-2026-34756)
-MAX_PROMPTS = 2048  # of a request, times `n`: each is a job of its own to a server; OpenAI's bound for embeddings
-MAX_TOKENS = 1 << 32  # more than any model makes; of so many, stores can add up what they cost in 64 bits
 # What a body may hold at most, where we look at each: a megabyte of text costs 1 ms, a megabyte of empty objects 500.
 MAX_VALUES = 1 << 20  # objects, arrays and members in all; as text they would fill a context of a million tokens
-MAX_MESSAGES = 100_000  # Anthropic's own bound; of messages, and of one's pieces
 MAX_MEMBERS = 1024  # of an object that may be edited
-MAX_TOOLS = 4096
-MAX_OPTION = 1 << 18  # bytes of a member of OPTIONS, which are decoded whole
-OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata")
-MAX_LIST = 1 << 13  # bytes of a list that vLLM goes through at each token: 500,000 stops took it 54 s (PR 51447)
-LISTS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
-LONGEST = dict.fromkeys(LISTS, MAX_LIST) | dict.fromkeys(OPTIONS, MAX_OPTION)
 SPARE = 100  # frames by which the stack may be deeper when an accepted body is decoded again
 SPACE = ord(" ")
 SHORT = 1 << 14  # bytes of a body that is copied once more, to save walking through it
@@ -40,69 +25,6 @@ _KEY = re.compile(rb'[\s,]*("(?:[^"\\]++|\\.)*+")\s*:\s*')
 _END = re.compile(rb"\s*\}")
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
 _MISSING = re.compile(r"^Object missing required field `(\w+)`")
-
-Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
-Turns = Annotated[list[T], msgspec.Meta(max_length=MAX_MESSAGES)]
-Prompts = Annotated[list[T], msgspec.Meta(max_length=MAX_VALUES)]
-Prompt = str | Prompts[str | int | Prompts[str | int]]
-Tools = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_TOOLS)]
-
-
-class Link(msgspec.Struct):
-    url: str | None = None
-
-
-class Part(msgspec.Struct):
-    """One piece of a message's content."""
-
-    type: str
-    text: str | None = None
-    image_url: str | Link | None = None
-    video_url: str | Link | None = None
-    audio_url: str | Link | None = None
-    file_url: str | Link | None = None
-    uuid: str | int | None = None  # by which vLLM finds media that came before, whoever sent them
-
-    def urls(self) -> list[str]:
-        """Every address in this piece; which of them a server follows is the server's choice."""
-        links = (self.image_url, self.video_url, self.audio_url, self.file_url)
-        return [url for link in links if (url := link.url if isinstance(link, Link) else link) is not None]
-
-
-class Message(msgspec.Struct, gc=False):
-    role: str
-    content: str | Turns[Part] | None = None
-
-    def text(self) -> str:
-        """The words of this message, media left out."""
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content if part.text)
-        return self.content or ""
-
-
-class Fields(msgspec.Struct, gc=False):
-    """The fields that we decide on, type-checked; `null` means absent, as in OpenAI's API."""
-
-    model: str | None = None
-    messages: Turns[Message] | None = None
-    prompt: Prompt | None = None
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
-    temperature: float | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
-    tools: Tools | None = None
-    response_format: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
-    metadata: dict[str, Any] | None = None
-
-    def prompts(self) -> int:
-        """How many prompts these are; a list of token ids is one."""
-        said = self.prompt
-        return len(said) if isinstance(said, list) and said and not isinstance(said[0], int) else 1
 
 
 def real(text: str) -> float:
@@ -123,7 +45,6 @@ def _below(calls: int, decode: Callable[[bytes], T]) -> Callable[[bytes], T]:
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _MEMBERS_BELOW = _below(SPARE, _MEMBERS)
-_FIELDS = msgspec.json.Decoder(Fields, float_hook=real)
 _STRING = msgspec.json.Decoder(str)
 
 
@@ -143,7 +64,7 @@ class Body:
         try:
             self.members = members = (_MEMBERS if len(data) <= SHALLOW else _MEMBERS_BELOW)(data)
         except UNREADABLE as error:
-            raise _refused(error) from None
+            raise unreadable(error) from None
         if len(members) > MAX_MEMBERS:
             raise BadRequest(f"An object of the request has more than {MAX_MEMBERS} members.")
         self.pieces = _usual(data, members) or _walked(data, members)
@@ -196,33 +117,8 @@ def _dropped(pieces: list[bytes]) -> bytes:
     return b"".join(left)
 
 
-def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
-    """The body and its decoded fields. Raises BadRequest with the field's name as `param`.
-
-    What is accepted can be decoded again: it is UTF-8 after its byte order mark, if any, and not nested so deep that a
-    caller's stack decides.
-    """
-    if not data.isascii():
-        try:
-            str(data, "utf-8")
-        except UnicodeDecodeError as error:
-            told = f"The request body is not valid UTF-8: {error.reason} at byte {error.start}. Send it uncompressed."
-            raise BadRequest(told) from None
-        data = data.removeprefix(BOM_UTF8)
-    body = Body(data)
-    for name, most in LONGEST.items() if len(data) > MAX_LIST else ():
-        if body.size(name) > most:
-            raise BadRequest(f"'{name}' is over {most} bytes.", param=name)
-    try:
-        return body, shape.decode(data)
-    except UNREADABLE as error:
-        raise _refused(error) from None
-
-
-read = partial(read_as, _FIELDS)
-
-
-def _refused(error: Exception) -> BadRequest:
+def unreadable(error: Exception) -> BadRequest:
+    """What is said of a body that raised one of UNREADABLE."""
     if isinstance(error, msgspec.ValidationError):
         return _invalid(str(error))
     if isinstance(error, RecursionError):

@@ -149,7 +149,7 @@ def parsed(data: bytes, caller: Caller, request: Request, started: float) -> Cha
 
 
 async def decided(request: ChatRequest, policy: Policy, doors: Doors) -> Decision:
-    """The decision, of which metrics and log are told."""
+    """The decision, which is counted and logged."""
     made = await decision(request, policy, doors.store, doors.upstream, doors.flights.verdicts)
     doors.telemetry.record(asked_alone(request, made, policy, time.perf_counter() - request.started))
     return made

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.body import Fields, Message
 from gateway.dialects import DIALECTS
 from gateway.errors import BadRequest, NotFound
+from gateway.fields import Fields, Message
 from gateway.policy import Policy
 from gateway.score import score
 from gateway.types import EVEN, ChatRequest, Facts, Standing
@@ -135,7 +135,7 @@ def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
     if last:  # a text that speaks is no note
         said = (last.content,) if isinstance(last.content, str) else own(last)
     if fields.prompt is not None:
-        given = prompts(fields.prompt)
+        given = fields.texts()
         characters, further = characters + sum(map(len, given)), further + sum(map(beyond, given))
         counted = ids(fields.prompt)
         said = given if last is None else said
@@ -143,11 +143,6 @@ def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
         characters += sum(map(len, fields.tools))
     size = TOKENS_PER_CHARACTER * characters + TOKENS_PER_FURTHER_BYTE * further + counted
     return said, turns if fields.messages else 1, int(size), vision
-
-
-def prompts(prompt: str | list[Any]) -> Sequence[str]:
-    """A completion's prompt as texts; prompts of token ids have none."""
-    return (prompt,) if isinstance(prompt, str) else [text for text in prompt if isinstance(text, str)]
 
 
 def ids(prompt: str | list[Any]) -> int:

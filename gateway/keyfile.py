@@ -23,7 +23,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.policy import Document, PolicyError, file_text, read_document, suggestion, window_of
+from gateway.key_records import window_problem
+from gateway.policy import Document, PolicyError, file_text, read_document, suggestion
 from gateway.store import KeyRecord
 
 LOOK = 0.4  # seconds between two looks at the file: a revoked key is refused within a second
@@ -156,13 +157,3 @@ def _wrong(record: KeyRecord) -> Iterator[tuple[str, str]]:
             yield name, "expected more than 0"
     if told := window_problem(record.window):
         yield "window", told
-
-
-def window_problem(window: str | None) -> str | None:
-    """What is wrong with a key's own window of its budget; None: nothing."""
-    try:
-        if window is not None:
-            window_of(window)
-    except ValueError as error:
-        return str(error)
-    return None

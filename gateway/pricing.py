@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import MAX_TOKENS
 from gateway.dialects import DIALECTS, LENGTHS, PROMPTS
+from gateway.fields import MAX_TOKENS
 from gateway.policy import Budget, Plan, Policy, Price, Tier, window_of
 from gateway.store import NANO, UNLIMITED, Bound, Kind, Limits, Line, Money, Outage, Portion
 from gateway.types import Bill, Caller, ChatRequest, Own

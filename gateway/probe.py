@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.abilities import Outcomes, common_strategies, for_server, needs_verdicts, try_strategies
+from gateway.abilities import Outcomes, common_strategies, for_server, try_strategies
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 from gateway.policy import Policy, Tier
 from gateway.telemetry import THINKS
@@ -66,7 +66,7 @@ class Probe:
     async def _run(self, first: asyncio.Event) -> None:
         while True:
             policy = self._policy()
-            if policy.triage.strategy == "auto" and needs_verdicts(policy):
+            if policy.triage.strategy == "auto" and policy.asks:
                 await self._look(policy)
             first.set()
             await asyncio.sleep(self._pause)

@@ -11,21 +11,19 @@ from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import msgspec
-from msgspec.structs import replace
 
 from gateway.errors import NotFound
-from gateway.ids import fingerprint
+from gateway.kept import KeptDecision, to_keep
 from gateway.policy import Policy, Recording
-from gateway.recorded import RETRY, Chosen, LateOutcome, Outcome, Record, Recorded, Seen, Used
+from gateway.recorded import RETRY, LateOutcome, Outcome, Record, Recorded
 from gateway.store import Store
 from gateway.turns import conversation
 from gateway.types import Caller, ChatRequest, Decision
 
 FILE_BYTES = 64 << 20  # a longer file becomes FILE.1 and a fresh one begins: two of them are the most there is
-HEADER = 128  # characters of a header's value that are kept
 WAITING = 10_000  # lines that wait to be written; while so many wait, further ones are lost, and counted in the log
 PAUSE = 0.05  # seconds that lines gather before they are written together
 TOGETHER = 200  # lines that are sent to the store at once, so that admissions need not wait for all of an outage
@@ -34,51 +32,6 @@ LOOKS = (0.0, 0.05, 0.1, 0.2)  # seconds before each look for the decision that 
 log = logging.getLogger("gateway")
 _draw = SystemRandom().random
 _LINE = msgspec.json.Decoder(Recorded)
-
-
-class KeptDecision(msgspec.Struct, gc=False):
-    """A decision whose answer ended `at`. Its line is made on demand: most are read by nobody."""
-
-    at: float
-    id: str
-    caller: str
-    policy: str
-    seen: Seen
-    decision: Decision
-    tier: str | None
-    skips: str | None
-    status: int
-    seconds: float
-    ttft: float | None
-    used: Used | None
-    outcome: Outcome | None = None
-    conversation: str = ""
-
-    def line(self) -> bytes:
-        return msgspec.json.encode(self.recorded())
-
-    def recorded(self) -> Recorded:
-        decision, route = self.decision, self.decision.route
-        tier, chances = route.tiers[0], dict(route.chances)
-        return Recorded(
-            id=self.id,
-            caller=self.caller,
-            conversation=self.conversation,
-            at=round(self.at, 3),
-            policy=self.policy,
-            seen=self.seen,
-            facts=cast("dict[str, Any]", decision.facts),  # encoded it is one
-            verdict=decision.verdict,
-            held=decision.held,
-            route=Chosen(tier, chances.get(tier, 1.0), route.tiers, route.rule, route.reason, chances),
-            tier=self.tier,
-            skips=self.skips,
-            status=self.status,
-            seconds=round(self.seconds, 6),
-            ttft=self.ttft,
-            used=self.used,
-            outcome=self.outcome,
-        )
 
 
 class Due(NamedTuple):
@@ -170,7 +123,7 @@ class Records:
         if kept.at + rules.feedback < time.time():
             return False
         known, kept.outcome = kept.outcome, outcome.over(kept.outcome)
-        if self._watch and (known is None or known.source == RETRY):  # which nobody watches
+        if self._watch and (known is None or known.source == RETRY):  # a retry is told to no watcher
             self._watch.judged(_LINE.decode(kept.line()), policy)
         return True
 
@@ -225,35 +178,6 @@ class Records:
         return True
 
 
-def to_keep(record: Record, caller: Caller, decision: Decision, policy: Policy) -> KeptDecision:
-    """What is kept of a decision whose answer ends now. Tokens only where the server counted the whole answer."""
-    usage = record.usage
-    return KeptDecision(
-        time.time(),
-        record.id,
-        caller.id,
-        record.policy,
-        policy.once(seen),
-        _cut(decision) if decision.facts.headers else decision,
-        record.tier,
-        policy.skips(record.tier),
-        record.status,
-        record.seconds,
-        record.ttft,
-        Used(usage.prompt, usage.cached, usage.completion) if usage and usage.complete else None,
-    )
-
-
-def seen(policy: Policy) -> Seen:
-    """What `policy` makes the gateway look at."""
-    patterns = {name: policy.signals[name].pattern for name in policy.watched_signals}
-    prints = {name: fingerprint(text) for name, text in patterns.items()}
-    starts = dict.fromkeys(policy.holdback.tiers, policy.holdback.looks) if policy.holdback else {}
-    table = policy.table.digest if policy.table else ""
-    kept = policy.sessions is not None
-    return Seen(prints, policy.watched_headers, tuple(policy.tiers), policy.question, kept, table, starts)
-
-
 def append(path: Path, lines: list[bytes], patience: float = PATIENCE) -> None:
     """Write lines to the end of the file, readable by its owner; a full file makes room. Raises OSError where not all
     of them fit, and writes none: a cut line would make the file unreadable. A pipe keeps what it took until nobody
@@ -283,12 +207,6 @@ def _taken(file: int, text: bytes, patience: float) -> int:
     if not ready.poll(patience * 1000):
         raise TimeoutError(errno.ETIMEDOUT, "nobody reads this pipe")
     return os.write(file, text)
-
-
-def _cut(decision: Decision) -> Decision:
-    """The decision with header values, which callers write, cut to HEADER characters."""
-    headers = {name: value[:HEADER] for name, value in decision.facts.headers.items()}
-    return replace(decision, facts=replace(decision.facts, headers=headers))
 
 
 def _mark(request_id: str) -> bytes:

@@ -16,7 +16,7 @@ from gateway.policy import Policy
 from gateway.recorded import RETRY, Outcome, Record
 from gateway.records import Records
 from gateway.store import Store
-from gateway.turns import keys_of
+from gateway.turns import session_keys
 from gateway.types import ChatRequest
 
 BUDGET = 0.5  # seconds that the store has to return what is kept
@@ -109,7 +109,7 @@ def name_of(request: ChatRequest, policy: Policy) -> bytes:
     but VARIED."""
     members = {name: value for name, value in request.body.members.items() if name not in VARIED}
     person = str((request.fields.metadata or {}).get("user_id", ""))
-    told = msgspec.msgpack.encode((request.path, keys_of(request, policy), person))
+    told = msgspec.msgpack.encode((request.path, session_keys(request, policy), person))
     found = blake2b(told, key=request.caller.salt.encode(), digest_size=32)
     found.update(msgspec.json.encode(members, order="sorted"))
     return b"retry:" + found.digest()

@@ -44,7 +44,7 @@ class Served:
             await asyncio.sleep(EVERY)
 
     async def look(self) -> None:
-        """Asks once. One that tells nothing stays what it was."""
+        """Asks each server once; of one that tells nothing, what it told before stays."""
         tiers = self._policy().tiers
         asked = [(name, tier, url) for name, tier in tiers.items() if tier.engine == "vllm" for url in tier.replicas]
         replies = await asyncio.gather(*(self._ask(url, tier) for _, tier, url in asked))

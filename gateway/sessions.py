@@ -18,7 +18,7 @@ from gateway.errors import UNREADABLE
 from gateway.policy import Policy, Price
 from gateway.reply import Reply
 from gateway.store import Store
-from gateway.turns import Keys, continues
+from gateway.turns import SessionKeys, continues
 from gateway.types import ChatRequest, Decision, Facts, Session
 
 BUDGET = 0.05  # seconds that the store has to return or to keep a session
@@ -39,7 +39,7 @@ class StoredSession(msgspec.Struct, array_like=True, frozen=True):
 _STORED = msgspec.msgpack.Decoder(StoredSession)
 
 
-def recalling(request: ChatRequest, keys: Keys, store: Store) -> "asyncio.Task[Session | None] | None":
+def recalling(request: ChatRequest, keys: SessionKeys, store: Store) -> "asyncio.Task[Session | None] | None":
     """Starts reading the session of the request's conversation while the request goes on; None: it has none yet.
 
     The task ends within BUDGET seconds, with None for a session that is unknown or came too late.
@@ -59,7 +59,7 @@ async def _recall(request: ChatRequest, key: bytes, store: Store) -> Session | N
     return Session(kept.tier, kept.level, max(0.0, time.time() - kept.at), kept.turns, continues(request.fields))
 
 
-def follow(reply: Reply, keys: Keys, request: ChatRequest, policy: Policy, store: Store) -> Reply:
+def follow(reply: Reply, keys: SessionKeys, request: ChatRequest, policy: Policy, store: Store) -> Reply:
     """Stores, while the reply is relayed, that its tier answered the conversation; closing the reply waits for
     that, for at most BUDGET seconds. Returns `reply`.
 

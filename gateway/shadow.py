@@ -24,8 +24,7 @@ from gateway.records import Records
 from gateway.reply import WHOLE, Chunks, Reply
 from gateway.routing import lacks
 from gateway.splice import lets
-from gateway.store import ALL, NANO, UNLIMITED, Limits, Money, Store
-from gateway.store import SHADOW as ACCOUNT
+from gateway.store import ALL, NANO, SHADOW_ACCOUNT, UNLIMITED, Limits, Money, Store
 from gateway.telemetry import Telemetry
 from gateway.types import ChatRequest
 from gateway.upstream import Upstream
@@ -175,7 +174,7 @@ class Shadows:
         rules, policy = drawn.rules, drawn.policy
         most, together = bound(again, (rules.tier,), policy), policy.once(limits_of_all)
         a_day = Money(round(rules.max_usd_per_day * NANO), DAY, degrade=False)
-        limits = {ACCOUNT: Limits(UNLIMITED, UNLIMITED, lease(policy), money=a_day)}
+        limits = {SHADOW_ACCOUNT: Limits(UNLIMITED, UNLIMITED, lease(policy), money=a_day)}
         limits |= {ALL: together} if together else {}
         try:
             asking = {name: self._store.admit(name, each, None, most) for name, each in limits.items()}

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.body import Body, Fields, Part
+from gateway.body import Body
 from gateway.dialects import CHAT, DIALECTS, LENGTHS
 from gateway.errors import BadRequest
+from gateway.fields import Fields, Part
 from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
 

@@ -9,9 +9,9 @@ from typing import Any, cast, get_args
 
 import msgspec
 
-from gateway.body import Fields
 from gateway.dialects import CHAT, LENGTHS
 from gateway.errors import Overloaded
+from gateway.fields import Fields
 from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.splice import NOTHING, changes

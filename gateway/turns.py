@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.body import Fields, Message
+from gateway.fields import Fields, Message
 from gateway.policy import Policy, Sessions
 from gateway.types import ChatRequest
 from gateway.user_words import opening, own, speaks
@@ -21,7 +21,7 @@ MARKER = "cache_control"  # a member that says where a cache of the prompt may e
 MOST = 10_000  # pieces of content that are rid of it: each takes a microsecond or two
 
 
-class Keys(NamedTuple):
+class SessionKeys(NamedTuple):
     """Under which keys a conversation's session was kept before this turn of the user's (None: it is the first), and
     will be after it. The two are the same for a conversation with an id, and within a turn."""
 
@@ -29,17 +29,17 @@ class Keys(NamedTuple):
     kept: bytes
 
 
-def keys_of(request: ChatRequest, policy: Policy) -> Keys | None:
+def session_keys(request: ChatRequest, policy: Policy) -> SessionKeys | None:
     """The keys of the request's conversation in the store; None for a request that belongs to none."""
     found = _source(request, policy.sessions) if policy.sessions else None
     if not found:
         return None
     if found[1]:
         key = _digest(request, *found)
-        return Keys(key, key)
+        return SessionKeys(key, key)
     said, before = _turns(request.fields.messages or ())
     known = _digest(request, PREFIX, "\n".join(said[:before])) if before else None
-    return Keys(known, _digest(request, PREFIX, "\n".join(said))) if said else None
+    return SessionKeys(known, _digest(request, PREFIX, "\n".join(said))) if said else None
 
 
 def conversation(request: ChatRequest, policy: Policy) -> str:

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from gateway.body import Body, Fields
+from gateway.body import Body
 from gateway.dialects import DIALECTS, Api, Dialect
 from gateway.errors import BadRequest
+from gateway.fields import Fields
 from gateway.store import Line
 from gateway.trace import Trace
 

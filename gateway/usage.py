@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gateway.store import NANO, SHADOW, Line
+from gateway.store import NANO, SHADOW_ACCOUNT, Line
 
 Heading = Literal["month", "day", "caller", "tier", "kind"]
 HEADINGS: tuple[Heading, ...] = ("month", "day", "caller", "tier", "kind")
@@ -77,11 +77,11 @@ def reported(lines: Iterable[Line], asked: Asked) -> Report:
 
 
 def _told(line: Line, heading: Heading) -> str:
-    """The line's value under a heading; answers that were made for comparison (SHADOW) have the kind "shadow"."""
+    """The line's value under a heading; the kind of answers that were made for comparison is "shadow"."""
     if heading == "month":
         return line.day[:7]
     found: str = getattr(line, heading)
-    return "shadow" if heading == "kind" and line.caller == SHADOW else found
+    return "shadow" if heading == "kind" and line.caller == SHADOW_ACCOUNT else found
 
 
 def _overhead(line: Line) -> bool:

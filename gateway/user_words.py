@@ -6,7 +6,7 @@ and goes between the requests of one turn: it is not what the user asks.
 
 from collections.abc import Sequence
 
-from gateway.body import Fields, Message
+from gateway.fields import Fields, Message
 
 OPENERS, OPENING = 16, 2048  # messages, and characters of each, that tell a conversation from others
 

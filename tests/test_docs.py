@@ -19,7 +19,7 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
-from gateway import admin_policy, body, protocol, standing
+from gateway import admin_policy, body, fields, protocol, standing
 from gateway.cache import entry
 from gateway.cli import app
 from gateway.policy import load, load_policy
@@ -240,9 +240,9 @@ def test_every_setting_has_its_row_and_no_other() -> None:
 FIXED = {
     "a request's head": (protocol.MAX_HEAD >> 10, protocol.MAX_FIELDS, 431),
     "one connection": (protocol.MAX_WAITING, 400),
-    "a body's contents": (body.MAX_VALUES, body.MAX_MESSAGES, body.MAX_TOOLS, body.MAX_MEMBERS, 400),
-    "a member": (body.MAX_OPTION >> 10, body.MAX_LIST >> 10, 400),
-    "a request's work": (body.MAX_CHOICES, body.MAX_PROMPTS, body.MAX_TOKENS, 400),
+    "a body's contents": (body.MAX_VALUES, fields.MAX_MESSAGES, fields.MAX_TOOLS, body.MAX_MEMBERS, 400),
+    "a member": (fields.MAX_OPTION >> 10, fields.MAX_LIST >> 10, 400),
+    "a request's work": (fields.MAX_CHOICES, fields.MAX_PROMPTS, fields.MAX_TOKENS, 400),
     "an answer that is remembered": (entry.LONGEST >> 20, memory.CACHE_BYTES >> 20),
     "a policy": (load.MAX_DEPTH, load.MAX_NODES, admin_policy.LONGEST >> 20),
     "retries": (1 / retry_budget.RATIO, 1 / retry_budget.TRICKLE),

@@ -10,15 +10,15 @@ import msgspec
 
 from gateway.cache.entry import LONGEST, Entry, packed
 from gateway.cache.form import form_of
+from gateway.cache.lock import Claim, Hold, Locks
 from gateway.cache.lookup import cached_reply
-from gateway.cache.turn import Claim, Hold, Turns
 from gateway.cache.verdicts import Verdicts
 from gateway.dialects import DIALECTS, Answers
 from gateway.done import nothing
 from gateway.errors import UpstreamFailed
 from gateway.policy import Policy
 from gateway.reply import WHOLE, Reply
-from gateway.store import Store, Turn
+from gateway.store import Lock, Store
 from gateway.stream import Pieces
 from gateway.types import ChatRequest
 
@@ -60,26 +60,26 @@ class Flights:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store, self._turns = store, Turns(store)
+        self._store, self._locks = store, Locks(store)
         self.verdicts = Verdicts(store)
         self._flights: dict[Form, Flight] = {}
 
     def share(
-        self, turn: Turn | None, request: ChatRequest, policy: Policy, make: Make, hold: Hold
+        self, lock: Lock | None, request: ChatRequest, policy: Policy, make: Make, hold: Hold
     ) -> Coroutine[Any, Any, Reply]:
-        """A reply that reads the flight with this key and form, or a new one, which `make` fills. Without a turn the
+        """A reply that reads the flight with this key and form, or a new one, which `make` fills. Without a lock the
         answer is neither shared nor cached. A new flight holds `hold` until it ends: its caller may leave while others
         wait for the answer, which is then still made on the account of this request."""
-        if turn is None or not policy.caching:
+        if lock is None or not policy.caching:
             return make()
-        form = (turn.key, form_of(request.fields))
+        form = (lock.key, form_of(request.fields))
         flight = self._flights.get(form)
         if flight:
-            if turn.holder == turn.token:  # a flight for which the store did not answer is on its way already
-                self._store.end_turn(request.caller.id, turn.key, turn.token)
+            if lock.holder == lock.token:  # a flight for which the store did not answer is on its way already
+                self._store.free_lock(request.caller.id, lock.key, lock.token)
             return flight.board("coalesced")
         flight = self._flights[form] = Flight(self._flights, form)
-        claim = Claim(self._turns, request.caller.id, turn, policy.caching)
+        claim = Claim(self._locks, request.caller.id, lock, policy.caching)
         flight.begin(_fly(flight, claim, request, make, hold))
         return flight.board("miss")
 

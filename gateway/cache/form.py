@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from gateway.body import Fields
 from gateway.cache.entry import Entry
 from gateway.errors import UNREADABLE
+from gateway.fields import Fields
 from gateway.sse import DONE, data_of, event, events_of
 
 JSON = b""

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from gateway.calibrate.outcomes import Example, told
-from gateway.calibrate.report import KIND
+from gateway.calibrate.report import KIND, SEED
 from gateway.off_policy import runs
 
 RUNS = 20  # of neighbours, each in one half
 MOST = 0.6  # of the requests a half gets by chance alone
-SEED = 20261122
 
 SplitBy = Literal["time", "caller", "id"]
 

@@ -9,14 +9,13 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
-from gateway.off_policy import Interval, Weighed, effective, rate, runs
+from gateway.off_policy import FEWEST, TURNS, Interval, Weighed, effective, rate, runs
 
 BINS = 10
 DRAWS = 400  # bootstrap samples
 SEED = 20261122
 ROUNDING = 1e-9  # of sums of weights
 FAR = 0.08  # part of the requests: of a smaller one others may tell (LOG.md, 2026-11-23)
-FEWEST, TURNS = 30, 5  # runs at the fewest, and neighbours in each where there are enough
 KIND = 10  # inputs that more than one request in so many have are a kind of requests, not one that was sent again
 
 Sums = Sequence[float]

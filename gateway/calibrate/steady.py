@@ -8,9 +8,9 @@ from itertools import accumulate, pairwise
 from gateway.calibrate.halves import together
 from gateway.calibrate.layer import Label, counted
 from gateway.calibrate.outcomes import Example, told
-from gateway.calibrate.report import FAR, FEWEST
+from gateway.calibrate.report import FAR
 from gateway.calibration import Layer
-from gateway.off_policy import runs
+from gateway.off_policy import FEWEST, runs
 
 CHANGED = 2.2  # the bound of a Kolmogorov-Smirnov test is 1.95 at 1 in 1,000, where the deviation is known
 

@@ -15,7 +15,7 @@ import typer
 
 from gateway.embedded import NotInstalled, embedded
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
-from gateway.keys import new_admin_key
+from gateway.key_records import new_admin_key
 from gateway.sse import Splitter, data_of
 
 READY = 30.0  # seconds for a server to answer

@@ -12,7 +12,8 @@ import typer
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.output import Json, date, encoded, on_one_line, stop
 from gateway.cli.store import Redis, on
-from gateway.keys import ADMIN, as_revoked, changed, expiry, id_of, key_problem, new_admin_key, new_key, rotation, shown
+from gateway.key_records import ADMIN, as_revoked, changed, expiry, key_problem, new_admin_key, new_key, rotation, shown
+from gateway.keys import id_of
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, Store
 
@@ -175,7 +176,7 @@ def list_(json: Json = False, redis: Redis = None, file: File = None) -> None:
 
 
 def _own(record: KeyRecord) -> Iterator[str]:
-    """What a key has in place of its plan's, beside an end."""
+    """What a key has in place of what its plan says; until when it counts is told apart."""
     for name in ("requests_per_minute", "tokens_per_minute", "usd", "window", "may", "explain"):
         value = getattr(record, name)
         if value is not None:

@@ -30,7 +30,7 @@ from gateway.policy import (
     packaged,
 )
 from gateway.policy import schema as json_schema
-from gateway.reload import Trial, checked, facts_of, parsed_verdict, stub, trials
+from gateway.verify import Trial, checked, facts_of, parsed_verdict, stub, trials
 
 app = typer.Typer(
     no_args_is_help=True, help="Check, explain and compare policy files, put them in force, learn from records."

@@ -43,7 +43,7 @@ def working(on: str) -> Iterator[None]:
 
 
 def _bar(*columns: "ProgressColumn") -> "Progress":
-    """rich is 2 MB of memory: only where it is used."""
+    """A bar on stderr, if that is a terminal. rich takes 2 MB of memory, so it is imported only where it is used."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress  # noqa: PLC0415
 

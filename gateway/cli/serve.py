@@ -22,16 +22,16 @@ from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.certificate import loaded
 from gateway.cli.settings import InvalidSettings, read_settings
 from gateway.embedded import NotInstalled, embedded
-from gateway.errors import UNREADABLE, Overloaded
+from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys
 from gateway.policy import Policy, PolicyError, packaged, read_document
-from gateway.reload import attempted
-from gateway.revisions import Revision, Rollback, rolled_back, stored
+from gateway.revisions import History
 from gateway.server import Server, bind
 from gateway.settings import Settings
 from gateway.store import Store, open_store, where
 from gateway.telemetry import Outlet
+from gateway.verify import attempted
 from gateway.workers import Failed, Member, Supervisor
 
 PolicyFile = Annotated[Path | None, typer.Option(help="Policy file; else the one that ships with the program.")]
@@ -197,7 +197,7 @@ async def usable(path: Path, store: Store, served: str | None = None) -> Policy:
         return found.policy
     name, one = served or named(found.files[str(path)] or ""), None
     with contextlib.suppress(Overloaded):
-        one = await in_time(lambda: last(store, name)) if name else None
+        one = await in_time(History(store, name).last) if name else None
     before = attempted(path, one.text, calibration=one.calibration).policy if one else None
     if not before:
         kept = f"Put it right: tiergate policy check {path}. (No policy {name!r} that was in force before is stored.)"
@@ -213,14 +213,6 @@ def named(text: str) -> str | None:
     except PolicyError:
         return None
     return name if isinstance(name, str) else None
-
-
-async def last(store: Store, name: str) -> Revision | Rollback | None:
-    """What came into force last, by the file or by the rollback that is kept. Raises Overloaded."""
-    found: list[Revision | Rollback] = [*await stored(store, name)]
-    with contextlib.suppress(*UNREADABLE):
-        found += filter(None, [await rolled_back(store, name)])
-    return max(found, key=lambda one: one.at, default=None)
 
 
 def addressed(settings: Settings, keys: Keys) -> Settings:

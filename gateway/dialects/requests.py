@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import MAX_PROMPTS, Body, Fields, Message, Part, Prompt, Tokens, Tools, Turns, read, read_as, real
+from gateway.body import Body, real
 from gateway.errors import BadRequest
+from gateway.fields import MAX_PROMPTS, Fields, Message, Part, Prompt, Tokens, Tools, Turns, read, read_as
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
 KEPT = ("previous_response_id", "previous_response", "previous_input_messages", "conversation", "prompt")

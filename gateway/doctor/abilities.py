@@ -12,7 +12,6 @@ from gateway.abilities import (
     common_strategies,
     failure_text,
     for_server,
-    needs_verdicts,
     plain_answer,
     try_strategies,
 )
@@ -48,7 +47,7 @@ async def abilities(client: Client, policy: Policy, servers: Collection[tuple[st
         await upstream.close()
     found = [(one.tier, finding) for one in all_ for finding in _server(one, policy.tiers[one.tier])]
     asked = [one for one in all_ if one.tier == policy.triage.tier]
-    if asked and needs_verdicts(policy):
+    if asked and policy.asks:
         found.append((policy.triage.tier, _triage(policy, asked)))
     return about_tiers(found)
 

@@ -14,8 +14,8 @@ from gateway.doctor.store import store
 from gateway.doctor.tiers import Replied, asked, serving, tier_findings
 from gateway.http1 import Client
 from gateway.policy import Policy, PolicyError
-from gateway.reload import checked
 from gateway.settings import Settings
+from gateway.verify import checked
 
 
 async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> list[Finding]:
@@ -23,7 +23,7 @@ async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> lis
     found, policy = policy_findings(file, env)
     times: list[float | None] = []
     with closing(Client()) as client:
-        for one in of(policy):
+        for one in with_candidate(policy):
             replies = await asked(client, one, env)
             said = tier_findings(one, replies, env) + await abilities(client, one, serving(one, replies))
             found += [told for told in said if told not in found]
@@ -33,7 +33,7 @@ async def examine(settings: Settings, file: Path, env: Mapping[str, str]) -> lis
     return [*found, *certificate(settings), *await asyncio.to_thread(files, settings)]
 
 
-def of(policy: Policy | None) -> list[Policy]:
+def with_candidate(policy: Policy | None) -> list[Policy]:
     """The policy and its candidate."""
     if policy is None:
         return []

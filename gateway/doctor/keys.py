@@ -7,8 +7,8 @@ from pathlib import Path
 from gateway.doctor.finding import Finding, error, ok, warning
 from gateway.doctor.process import wants_keys
 from gateway.errors import Overloaded
+from gateway.key_records import ADMIN, expired
 from gateway.keyfile import KeyFile
-from gateway.keys import ADMIN, expired
 from gateway.policy import Policy, PolicyError
 from gateway.settings import SHORTEST_KEY, Settings, weakness
 from gateway.store import KeyRecord, open_store

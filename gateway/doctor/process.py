@@ -14,7 +14,7 @@ from gateway.server import bind
 from gateway.settings import Settings
 
 LIMITS = Limits(connect=1.0, first_byte=1.0, idle=1.0, total=2.0)
-ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  by whom this machine asks them
+ANY = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the address at which this machine reaches them
 FILES = 4096  # open files; a caller takes one, and each of its calls to a server another
 
 

@@ -6,8 +6,8 @@ from functools import partial
 
 import msgspec
 
-from gateway.body import Fields
 from gateway.errors import UpstreamFailed, UpstreamTimeout
+from gateway.fields import Fields
 from gateway.holdback.opening import Opening, unprobed
 from gateway.holdback.signs import doubtful, figures, over, shown
 from gateway.policy import Holdback, Policy

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from gateway.body import Fields
+from gateway.fields import Fields
 from gateway.policy import Holdback, Most, Weak
 from gateway.wording import Wording
 

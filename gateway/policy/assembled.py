@@ -49,6 +49,7 @@ def assembled(written: PolicyFile, document: Document, found: Calibrated | None,
         watched_headers=watched(written.rules, "header"),
         watched_queues=queues(written),
         scored=scored(written),
+        asks=any(rule.asks for rule in written.rules),
         explores=any(rule.explore for rule in written.rules),
         version=f"{written.name}@{written.revision}+{digest}",
     )
@@ -94,7 +95,7 @@ def scored(written: PolicyFile) -> bool:
     """Whether anything needs the local score: a rule that names it; where a rule wants a verdict also drafts,
     fallbacks, calibrations and records."""
     named, triage = any(rule.when and rule.when.score for rule in written.rules), written.triage
-    asks = any(not isinstance(rule.route, str) for rule in written.rules)
+    asks = any(rule.asks for rule in written.rules)
     kept = written.record.decisions > 0 or triage.calibration is not None or triage.early is not None
     return named or (asks and (kept or triage.speculate == "when_idle" or LOCAL in triage.otherwise.values()))
 

@@ -87,7 +87,8 @@ class Once(Protocol):
 class Policy:
     """What operators decided: checked, compiled, frozen, swapped whole.
 
-    `version` is its name in `x-route-policy` and the log. `explores`: some rule explores other tiers at random.
+    `version` is its name in `x-route-policy` and the log. `asks`: some rule wants a verdict; `explores`: some rule
+    explores other tiers at random.
 
     `tiers` rank in their order, the first is the cheapest. `digest` is the first 12 hex digits of the SHA-256 of the
     file's bytes (and of the calibration and the embeddings it names), with variables not filled in: the environment
@@ -103,6 +104,7 @@ class Policy:
     revision: str
     digest: str
     version: str
+    asks: bool
     explores: bool
     tiers: dict[str, Tier]
     triage: Triage

@@ -177,9 +177,14 @@ class Rule:
     checks: tuple[Check, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.explore and isinstance(self.route, str):
+        if self.explore and not self.asks:
             raise ValueError("a rule with one tier has no other side to explore")
         object.__setattr__(self, "checks", tuple(compiled(self.when)) if self.when else ())
+
+    @property
+    def asks(self) -> bool:
+        """Whether it wants a verdict."""
+        return not isinstance(self.route, str)
 
     def matches(self, facts: Facts) -> bool:
         for check in self.checks:  # noqa: SIM110  (a generator in all() would cost as much as the checks)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from gateway.errors import Refusal
 from gateway.explain import try_route
 from gateway.holdback import again, answered, unrecorded, watches
+from gateway.kept import seen
 from gateway.policy import LOCAL, Policy, Rule
 from gateway.recorded import Recorded, Seen
-from gateway.records import seen
 from gateway.types import Facts, Route
 
 OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers whose fact has another name
@@ -99,7 +99,7 @@ def refuse_unrecorded(one: Recorded, policy: Policy) -> None:
     for fact, rule in policy.once(wanted).items():
         if not holds(one, fact, looks):
             raise Unrecorded(f"rule {rule} looks at {fact}, which record {one.id} ({one.policy}) does not hold")
-    asking = next((rule for rule in policy.rules if not isinstance(rule.route, str)), None)
+    asking = next((rule for rule in policy.rules if rule.asks), None)
     if asking and one.verdict and one.seen and one.seen.question != looks.question:
         raise Unrecorded(
             f"rule {asking.id} asks {looks.question!r}, but the verdict of record {one.id} answers "
@@ -120,7 +120,7 @@ def wanted(policy: Policy) -> dict[str, str]:
 def looked_at(rule: Rule, policy: Policy) -> list[str]:
     names = [OF_RULES.get(check.key, check.key) for check in rule.checks if check.key != "signals"]
     names += [f"signals.{name}" for name in (rule.when and rule.when.signals) or ()]
-    if isinstance(rule.route, str):
+    if not rule.asks:
         return names
     weighs = policy.calibration is not None or LOCAL in policy.triage.otherwise.values()
     return names + ["score"] * weighs + ["session"] * (policy.sessions is not None)

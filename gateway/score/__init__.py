@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from gateway.body import Fields, Message
+from gateway.fields import Fields, Message
 from gateway.score.axes import NAMES as AXES
 from gateway.score.axes import Axes
 from gateway.score.question import sampled
@@ -46,7 +46,7 @@ class Score(msgspec.Struct, frozen=True):
 def score(fields: Fields, table: Table | Axes | None = None) -> Score:
     """The score of a chat's last user turn, or of a completion's prompt. Bounded time for any body."""
     said = [message for message in fields.messages or () if speaks(message)]
-    text = _asked(said) or _prompt(fields)
+    text = _asked(said) or "\n".join(fields.texts())
     return score_text(text, turns=max(len(said), 1), tools=len(fields.tools or ()), table=table)
 
 
@@ -81,9 +81,3 @@ def _asked(said: list[Message]) -> str:
     if len(said) > 1 and len(last) <= FOLLOW_UP and len(last.encode("utf-8", "surrogatepass")) <= FOLLOW_UP:
         return "\n".join([*own(said[-2]), last])
     return last
-
-
-def _prompt(fields: Fields) -> str:
-    if isinstance(fields.prompt, list):
-        return "\n".join(text for text in fields.prompt if isinstance(text, str))
-    return fields.prompt or ""

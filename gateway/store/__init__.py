@@ -4,15 +4,15 @@ from gateway.store.contract import (
     ALL,
     HELD,
     OVER,
-    SHADOW,
+    SHADOW_ACCOUNT,
     VALUE_LIMIT,
     Kept,
     KeyRecord,
+    Lock,
     ServerSetup,
     State,
     Store,
     Taken,
-    Turn,
 )
 from gateway.store.limits import (
     NANO,
@@ -33,9 +33,9 @@ from gateway.store.memory import MemoryStore
 from gateway.store.window import Window, resets
 
 __all__ = [
-    "ALL", "HELD", "NANO", "OVER", "REFUSALS", "SHADOW", "UNLIMITED", "VALUE_LIMIT", "Admitted", "Bound",
-    "Kept", "KeyRecord", "Kind", "Limits", "Line", "MemoryStore", "Mode", "Money", "Most", "Outage", "Portion",
-    "ServerSetup", "State", "Store", "Taken", "Turn", "Window", "open_store", "resets", "setups", "where",
+    "ALL", "HELD", "NANO", "OVER", "REFUSALS", "SHADOW_ACCOUNT", "UNLIMITED", "VALUE_LIMIT", "Admitted", "Bound",
+    "Kept", "KeyRecord", "Kind", "Limits", "Line", "Lock", "MemoryStore", "Mode", "Money", "Most", "Outage", "Portion",
+    "ServerSetup", "State", "Store", "Taken", "Window", "open_store", "resets", "setups", "where",
 ]  # fmt: skip
 
 

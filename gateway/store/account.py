@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 from gateway.store.contract import KEPT
 from gateway.store.limits import MINUTE, Admitted, Bound, Kind, Limits, Line, Most, known
-from gateway.store.window import end_of, length_of
+from gateway.store.window import DAY, date_of, end_of, length_of
 
-DAY = 86_400  # seconds
 Sums = tuple[int, int, int, int, int]  # requests, prompt, cached, completion, money
 Heading = tuple[int, str, Kind, bool]  # day since 1970, tier, kind, estimated
-Held = tuple[int, int, int]  # tokens, money, the window in which it counts as above the first tier or -1
-Decision = tuple[int, int, int]  # place in REFUSALS, microseconds to wait, place in CAPS
-FITS: Decision = (0, 0, 0)
+Reserved = tuple[int, int, int]  # tokens, money, the window in which it counts as above the first tier or -1
+Ruling = tuple[int, int, int]  # place in REFUSALS, microseconds to wait, place in CAPS
+FITS: Ruling = (0, 0, 0)
 NONE: Sums = (0, 0, 0, 0, 0)
 
 
@@ -34,7 +33,7 @@ class Account:
     interval: int = 0
     most: int = 0
     idle_at: int = 0
-    leases: dict[str, Held | Most] = field(default_factory=dict)
+    leases: dict[str, Reserved | Most] = field(default_factory=dict)
     tokens: int = 0
     money: int = 0
     level: int = 0
@@ -59,7 +58,7 @@ class Account:
     def begin(self, limits: Limits, now: int) -> int:
         """Bring the account up to date under `limits`; returns the microseconds until their request limit is idle."""
         if limits is not self.limits:
-            self._turn(limits, now)
+            self._take_over(limits, now)
         if self.counts:
             self.advance(now)
         queue = self.idle_at - now
@@ -69,7 +68,7 @@ class Account:
             return self.most
         return queue
 
-    def _turn(self, limits: Limits, now: int) -> None:
+    def _take_over(self, limits: Limits, now: int) -> None:
         """Take over changed limits. Where they count for the first time, what leases hold already is counted; what was
         spent in a window that runs counts in one of another length, and goes on counting while no limit is set."""
         self.limits, self.interval = limits, limits.interval
@@ -102,7 +101,7 @@ class Account:
         """Tokens used and held, rounded up."""
         return self.tokens - (-self.level // MINUTE) if self.level else self.tokens
 
-    def decide(self, limits: Limits, most: Bound, now: int) -> Decision:
+    def decide(self, limits: Limits, most: Bound, now: int) -> Ruling:
         """Decide by the limits of tokens, money and share. Changes nothing."""
         rate = limits.tokens_per_minute
         if rate:
@@ -112,7 +111,7 @@ class Account:
                 return 3, -(-over // rate), 0
         return self._priced(limits, most, now)
 
-    def _priced(self, limits: Limits, most: Bound, now: int) -> Decision:
+    def _priced(self, limits: Limits, most: Bound, now: int) -> Ruling:
         """Money, then the share."""
         money, share = limits.money, limits.share
         if money and self.spent + self.money + most.money > money.nano:
@@ -123,7 +122,7 @@ class Account:
             return 0, 0, 2
         return FITS
 
-    def hold(self, limits: Limits, most: Bound, cap: int) -> Held:
+    def hold(self, limits: Limits, most: Bound, cap: int) -> Reserved:
         """Count what a new lease reserves, and return it."""
         window = -1
         if limits.share:
@@ -133,7 +132,7 @@ class Account:
                 window = self.share
         return self._count(most, cap, window)
 
-    def _count(self, most: Bound, cap: int = 0, window: int = -1) -> Held:
+    def _count(self, most: Bound, cap: int = 0, window: int = -1) -> Reserved:
         tokens, money = most.prompt + most.completion, most.cheap if cap else most.money
         self.tokens += tokens
         self.money += money
@@ -184,12 +183,8 @@ class Account:
         if time.time() >= self.midnight:
             self.begin_day()
         return [
-            Line(tier, kind, estimated, prompt, cached, completion, money, requests, caller, _date(day))
+            Line(tier, kind, estimated, prompt, cached, completion, money, requests, caller, date_of(day))
             for (day, tier, kind, estimated), (requests, prompt, cached, completion, money) in sorted(
                 self.ledger.items()
             )
         ]
-
-
-def _date(day: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY))

@@ -12,6 +12,7 @@ from gateway.store.circuit import Circuit
 from gateway.store.opening import Address, Word, opening
 from gateway.store.pipeline import Waiting, ask_once
 from gateway.store.refusals import AskError, MovedError, ResponseError
+from gateway.store.words import names_in
 
 BEAT = 0.2  # seconds between two looks at the map while a primary is down or slots move
 TRY_AGAIN = 0.02  # seconds until a command is repeated whose keys are on their way from one server to another
@@ -19,7 +20,6 @@ HOPS = 24  # times that one command is sent on
 WAIT = 3  # hops that a pause counts for; a command pauses for at most HOPS / WAIT * TRY_AGAIN seconds
 ASKING = hiredis.pack_command((b"ASKING",))
 SLOTS = 1 << 14
-SCRIPTS = (b"EVALSHA", b"EVAL")
 
 
 class Cluster:
@@ -59,7 +59,7 @@ class Cluster:
         return list(set(self._owners))
 
     def put(self, *command: Word) -> asyncio.Future[Any]:
-        return self._owner(_first_key(command)).put(*command)
+        return self._owner(next(iter(names_in(command)), b"")).put(*command)
 
     def push(self, waiting: Waiting, name: bytes) -> None:
         """As Circuit.push."""
@@ -169,12 +169,6 @@ def _ignored() -> asyncio.Future[Any]:
     reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     reply.add_done_callback(lambda done: done.cancelled() or done.exception())
     return reply
-
-
-def _first_key(command: tuple[Word, ...]) -> bytes:
-    at = 3 if command[0] in SCRIPTS else 1
-    name = command[at] if len(command) > at else b""
-    return name if isinstance(name, bytes) else str(name).encode()
 
 
 def _covered(found: list[Any]) -> int:

@@ -36,28 +36,28 @@ from gateway.errors import UNREADABLE
 from gateway.store.limits import Admitted, Bound, Limits, Line, Most
 
 ALL = "@all"  # the account of all callers together, of which only money is limited; no caller has this id
-SHADOW = "@shadow"  # the account of answers that are made to be compared; nor this one
+SHADOW_ACCOUNT = "@shadow"  # the account of answers that are made to be compared; nor this one
 KEPT = 400  # days that a line of the ledger is kept
 VALUE_LIMIT = 1 << 20  # bytes; a bigger value is not remembered
-HELD = 1.5  # seconds until a turn that is not renewed ends: its holder may have been killed
+HELD = 1.5  # seconds until a lock that is not renewed ends: its holder may have been killed
 NOTHING = Bound()
 OVER = b"over"  # in place of a token: the holder made no value, and those who wait should do without
 
 State = Literal["memory", "ok", "down"]
 
 
-# A turn is a lock, with a time limit, on making the value of a cache key: of several processes that are asked for one
+# A lock, which has a time limit, is on making the value of a cache key: of several processes that are asked for one
 # answer at once, its holder makes it and the others wait.
 class Taken(msgspec.Struct, frozen=True):
-    """The result of take_turn. `entry`: the value exists. Else `holder` has the turn: a token, or OVER; None: not
+    """The result of take_lock. `entry`: the value exists. Else `holder` has the lock: a token, or OVER; None: not
     known."""
 
     holder: bytes | None
     entry: bytes | None = None
 
 
-class Turn(msgspec.Struct, frozen=True):
-    """The turn for `key` as it stood at admission: `holder` has it (None: not known), `token` is who asked for it."""
+class Lock(msgspec.Struct, frozen=True):
+    """The lock for `key` as it stood at admission: `holder` has it (None: not known), `token` is who asked for it."""
 
     key: bytes
     token: bytes
@@ -134,7 +134,7 @@ class Store(Protocol):
 
     async def admit(self, caller: str, limits: Limits, recall: bytes | None, most: Most = NOTHING) -> Admitted:
         """Decide, and look `recall` up in the caller's cache, in one round trip. Where nothing is found, an admitted
-        lease takes the turn for it, for HELD seconds, unless another has it (`take_turn`). `most` is what the call may
+        lease takes the lock for it, for HELD seconds, unless another has it (`take_lock`). `most` is what the call may
         use at most; a function must return the same each time.
 
         While the store does not answer, each limit does as `limits.outage` says. Raises Overloaded where one is denied.
@@ -163,7 +163,7 @@ class Store(Protocol):
         """A remembered value; None when there is none, when it is too old, and when the store does not answer."""
 
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
-        """Cache `value`, which begins with no zero byte, for `ttl` seconds; the turn for it ends, whosever it is.
+        """Cache `value`, which begins with no zero byte, for `ttl` seconds; the lock for it ends, whosever it is.
         Nothing is kept above VALUE_LIMIT, or when the store does not answer.
 
         Sent before all later commands of this process; need not be awaited.
@@ -176,12 +176,12 @@ class Store(Protocol):
     def noted(self) -> AsyncIterator[list[bytes]]:
         """The lines of the records' stream, the oldest first, in steps. Raises Overloaded."""
 
-    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
-        """Look `key` up; where there is no value and nobody else has the turn, take it for `seconds` from now, or renew
+    async def take_lock(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
+        """Look `key` up; where there is no value and nobody else has the lock, take it for `seconds` from now, or renew
         it. Does not raise in an outage."""
 
-    def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        """End the turn if `token` has it. With `over`, others then find OVER as its holder for so many seconds.
+    def free_lock(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
+        """End the lock if `token` has it. With `over`, others then find OVER as its holder for so many seconds.
 
         Sent before all later commands of this process; need not be awaited.
         """

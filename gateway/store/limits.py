@@ -109,7 +109,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     and for a refusal. `verdict` is an index of REFUSALS, 0 for none, `cap` one of CAPS: admitted, but for the first
     tier only. `spent`: microseconds until the request limit is idle again; `wait`: until the request may come again,
     where tokens or money refused it. `tokens` and `money` (nano-dollars): used and reserved. `entry`: the cached value;
-    where there is none, `turn` is the token that has the turn to make it, this lease's or another's, None: not known.
+    where there is none, `lock` is the token that has the lock to make it, this lease's or another's, None: not known.
     """
 
     limits: Limits
@@ -121,7 +121,7 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     money: int = 0
     cap: int = 0
     entry: bytes | None = None
-    turn: bytes | None = None
+    lock: bytes | None = None
 
     @property
     def allowed(self) -> bool:

@@ -26,7 +26,7 @@ class MemoryStore:
         self._accounts: OrderedDict[str, Account] = OrderedDict()
         self._cache: OrderedDict[tuple[str, bytes], tuple[float, bytes]] = OrderedDict()
         self._cache_bytes = 0
-        self._turns: dict[tuple[str, bytes], tuple[float, bytes]] = {}
+        self._locks: dict[tuple[str, bytes], tuple[float, bytes]] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._kept: dict[str, bytes] = {}
         self.known_secret = secrets.token_bytes(32)
@@ -55,14 +55,14 @@ class MemoryStore:
             return account.refused(limits, spent, verdict, wait)
         spent += account.interval
         account.idle_at = now + spent
-        lease = turn = None
+        lease = lock = None
         if entry is None:
             self._leases += 1
             lease = f"{LEASE_NAME}{self._leases}"
             account.leases[lease] = account.hold(limits, bound, cap) if bound else most
-            turn = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
+            lock = None if recall is None else self._claim((caller, recall), lease.encode(), HELD)
         used = account.used if account.counts else 0
-        return Admitted(limits, lease, 0, spent, 0, used, account.spent + account.money, cap, entry, turn)
+        return Admitted(limits, lease, 0, spent, 0, used, account.spent + account.money, cap, entry, lock)
 
     async def look(self, caller: str, limits: Limits) -> Admitted:
         now = _now()
@@ -115,7 +115,7 @@ class MemoryStore:
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
             return DONE
-        self._turns.pop((caller, key), None)
+        self._locks.pop((caller, key), None)
         self._forget((caller, key))
         self._cache[caller, key] = (time.monotonic() + ttl, value)
         self._cache_bytes += len(value) + ENTRY
@@ -130,27 +130,27 @@ class MemoryStore:
         for lines in list[list[bytes]]():
             yield lines
 
-    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
+    async def take_lock(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         entry = self._recall(caller, key)
         return Taken(None, entry) if entry is not None else Taken(self._claim((caller, key), token, seconds))
 
     def _claim(self, name: tuple[str, bytes], token: bytes, seconds: float) -> bytes:
-        """Takes or renews the turn if it is free; returns who has it."""
+        """Takes or renews the lock if it is free; returns who has it."""
         now = time.monotonic()
-        oldest = next(iter(self._turns), name)
+        oldest = next(iter(self._locks), name)
         for one in (oldest, name):
-            if one in self._turns and self._turns[one][0] <= now:
-                del self._turns[one]
-        holder = self._turns.get(name, (now, token))[1]
+            if one in self._locks and self._locks[one][0] <= now:
+                del self._locks[one]
+        holder = self._locks.get(name, (now, token))[1]
         if holder == token:
-            self._turns[name] = (now + seconds, token)
+            self._locks[name] = (now + seconds, token)
         return holder
 
-    def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        if self._turns.get((caller, key), (0.0, b""))[1] == token:
-            del self._turns[caller, key]
+    def free_lock(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
+        if self._locks.get((caller, key), (0.0, b""))[1] == token:
+            del self._locks[caller, key]
             if over:
-                self._turns[caller, key] = (time.monotonic() + over, OVER)
+                self._locks[caller, key] = (time.monotonic() + over, OVER)
         return DONE
 
     async def purge(self, caller: str | None = None) -> AsyncIterator[int]:

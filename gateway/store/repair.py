@@ -6,6 +6,7 @@ from typing import Any, Final
 from gateway.store.address import Door
 from gateway.store.opening import Word
 from gateway.store.refusals import ResponseError
+from gateway.store.words import names_in
 
 # The type that each of our keys holds, by the part of its name after the caller's.
 TYPES = {
@@ -43,7 +44,7 @@ async def asked(door: Door, *command: Word) -> Any:
     except ResponseError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise
-    await _repair(door, _names(command))
+    await _repair(door, names_in(command))
     return await door.put(*command)
 
 
@@ -53,11 +54,6 @@ async def _repair(door: Door, names: list[bytes]) -> None:
         return
     for name in await door.put(b"EVAL", REPAIR, len(types), *types, *types.values()):
         log.warning("store repaired: a key held a wrong type and was deleted: %r", name)
-
-
-def _names(command: tuple[Word, ...]) -> list[bytes]:
-    names = command[3 : 3 + int(command[2])] if command[0] == b"EVAL" else command[1:2]
-    return [name if isinstance(name, bytes) else str(name).encode() for name in names]
 
 
 def _kind(name: bytes) -> bytes:

@@ -28,7 +28,7 @@ def word(word: bytes) -> bytes:
 
 
 MOST = 5  # keys that a script may be given
-TURN = b"\0"  # begins what stands in place of a value while its maker has the turn; no value begins so
+LOCK = b"\0"  # begins what stands in place of a value while its maker has the lock; no value begins so
 
 # Both decisions begin with the same steps: read the account, drain its bucket, turn its window, book what expired
 # leases held. KEYS  account, leases, ledger of one caller. Times are whole microseconds and money is nano-dollars, all
@@ -121,15 +121,15 @@ end
 
 # KEYS  ... [, entry]; ARGV  MessagePack values behind each other. The limits: us of a lease, requests per minute,
 # interval us, concurrency, tokens per minute or 0, budget or -1, its window us (0: none, -1: a month), whether it
-# degrades, share or -1, its window us, ms for which a turn is the lease's; and what is asked for: lease, and the
+# degrades, share or -1, its window us, ms for which a lock is the lease's; and what is asked for: lease, and the
 # bound's prompt, completion, money, tier, money on the first tier, first tier.
-# -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil, whose turn or nil}
+# -> {a member of REFUSALS, us until idle, us to wait, tokens, money, a member of CAPS, entry or nil, whose lock or nil}
 ADMIT: Final = script(
     words=1,
     text=b"local state = redis.call('HGET', KEYS[1], 'state')"
     + OPENING
     + b"""
-local lasts, requests, interval, concurrency, limit, budget, window, degrades, part, period, turn, lease, prompt,
+local lasts, requests, interval, concurrency, limit, budget, window, degrades, part, period, lock, lease, prompt,
   completion, cost, tier, cheap, first = cmsgpack.unpack(ARGV[1])
 local lines = {}
 if limit > 0 then rate = limit end
@@ -184,7 +184,7 @@ else
   if new or leases == 0 then redis.call('EXPIRE', KEYS[2], TTL) end
   if KEYS[4] and not maker then
     maker = lease
-    redis.call('SET', KEYS[4], '\\0' .. lease, 'PX', turn)
+    redis.call('SET', KEYS[4], '\\0' .. lease, 'PX', lock)
   end
 end
 if new then redis.call('EXPIRE', KEYS[1], TTL) end
@@ -250,8 +250,8 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
 
-# KEYS  entry; ARGV  token, ms. -> {"", entry}, or {the token whose turn it is}
-TAKE_TURN: Final = script(
+# KEYS  entry; ARGV  token, ms. -> {"", entry}, or {the token whose lock it is}
+TAKE_LOCK: Final = script(
     words=2,
     text=b"""
 local entry = redis.call('GET', KEYS[1])
@@ -262,11 +262,11 @@ return {ARGV[1]}
 """,
 )
 
-# KEYS  entry; ARGV  value, ms. The turn for it ends.
+# KEYS  entry; ARGV  value, ms. The lock for it ends.
 REMEMBER: Final = script(words=2, text=b"redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])")
 
-# KEYS  entry; ARGV  token, ms, what stands in the turn's place for so long (0: nothing).
-END_TURN: Final = script(
+# KEYS  entry; ARGV  token, ms, what stands in the lock's place for so long (0: nothing).
+FREE_LOCK: Final = script(
     words=3,
     text=b"""
 if redis.call('GET', KEYS[1]) ~= '\\0' .. ARGV[1] then return end

@@ -26,7 +26,7 @@ from gateway.store.owed import Owed
 from gateway.store.pipeline import FAULTS
 from gateway.store.refusals import NoScriptError, ResponseError
 from gateway.store.repair import asked
-from gateway.store.scripts import ADMIT, CHANGE_KEY, END_TURN, FIRST_KEY, REMEMBER, SETTLE, TAKE_TURN, TURN, Script
+from gateway.store.scripts import ADMIT, CHANGE_KEY, FIRST_KEY, FREE_LOCK, LOCK, REMEMBER, SETTLE, TAKE_LOCK, Script
 from gateway.store.words import ACCOUNTS, Names, booked, key_names, milliseconds, run, settled, wanted, whole
 
 LOOKED_AT = 500  # names in one step of a scan
@@ -109,7 +109,7 @@ class RedisStore:
         except asyncio.CancelledError:
             self._owed.pay(lease, own.names, settled(lease))
             if recall is not None:
-                self.end_turn(caller, recall, lease.encode())
+                self.free_lock(caller, recall, lease.encode())
             raise
         told = Admitted(limits, lease, *found)
         if told.verdict or told.entry is not None:
@@ -177,7 +177,7 @@ class RedisStore:
             found: bytes | None = await self._ask(b"GET", key_names(caller).entry + key)
         except Overloaded:
             return None
-        return None if found is None or found.startswith(TURN) else found
+        return None if found is None or found.startswith(LOCK) else found
 
     def remember(self, caller: str, key: bytes, value: bytes, ttl: float) -> Awaitable[None]:
         if len(value) > VALUE_LIMIT:
@@ -198,17 +198,17 @@ class RedisStore:
             yield [line for _, (_, line) in found]
             after = b"(" + found[-1][0]
 
-    async def take_turn(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
+    async def take_lock(self, caller: str, key: bytes, token: bytes, seconds: float) -> Taken:
         own = key_names(caller)
         more = (own.entry + key, token, milliseconds(seconds))
         try:
-            holder, *entry = await self._run(TAKE_TURN, NO_NAMES, more)
+            holder, *entry = await self._run(TAKE_LOCK, NO_NAMES, more)
         except Overloaded:
             return Taken(None)
         return Taken(None, entry[0]) if entry else Taken(holder)
 
-    def end_turn(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
-        return self._call(END_TURN, (key_names(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
+    def free_lock(self, caller: str, key: bytes, token: bytes, over: float = 0.0) -> Awaitable[None]:
+        return self._call(FREE_LOCK, (key_names(caller).entry + key, token, b"%d" % int(over * 1000), OVER))
 
     def _call(self, script: Script, more: tuple[bytes, ...]) -> Call:
         call = Call(self._door, script, NO_NAMES, more)

@@ -1,10 +1,11 @@
-"""When does a budget's window end?   In Lua for the server's scripts, in Python for all else."""
+"""When does a budget's window end, and which day is it?   In Lua for the server's scripts, in Python for all else."""
 
 import calendar
 import time
 from typing import Final, Literal
 
 Window = float | Literal["month"]  # seconds, or the calendar's month
+DAY = 86_400  # seconds
 MONTH = -1  # in place of a length
 MONDAY = 259_200_000_000  # microseconds from a Monday to 1970; windows begin at multiples of their length since
 
@@ -20,6 +21,11 @@ def end_of(length: int, now: int) -> int:
         return now - (now + MONDAY) % length + length
     year, month, *_ = time.gmtime(now // 1_000_000)
     return calendar.timegm((year + month // 12, month % 12 + 1, 1, 0, 0, 0)) * 1_000_000
+
+
+def date_of(day: int) -> str:
+    """Of so many days since 1970: YYYY-MM-DD."""
+    return time.strftime("%Y-%m-%d", time.gmtime(day * DAY))
 
 
 def resets(window: Window) -> int:

@@ -1,6 +1,5 @@
 """How are commands packed, and what arguments do the scripts take and return?"""
 
-import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import cast
@@ -11,12 +10,11 @@ from gateway.store.contract import HELD
 from gateway.store.limits import Bound, Kind, Limits, Line
 from gateway.store.opening import Word
 from gateway.store.scripts import Script, word
-from gateway.store.window import length_of
+from gateway.store.window import date_of, length_of
 
 LONG = 1024  # bytes; the length prefixes of shorter arguments are prepared
 SIZES = tuple(b"\r\n$%d\r\n" % size for size in range(LONG))
 MEASURES = ("requests", "prompt", "cached", "completion", "money")
-DAY = 86_400  # seconds
 ACCOUNTS = b"tg[35]:{*}:*"  # the names of all accounts, leases and ledgers
 _packed = msgspec.msgpack.encode
 
@@ -30,7 +28,7 @@ class Names(msgspec.Struct, frozen=True):
 
 class KeyNames(msgspec.Struct, frozen=True):
     """The names of a caller's keys; they share the hash tag `{caller}`. `names`: its account, leases and ledger.
-    `entry`: the prefix of the keys of cached values, and of the turns to make them."""
+    `entry`: the prefix of the keys of cached values, and of the locks on making them."""
 
     names: Names
     entry: bytes
@@ -60,6 +58,12 @@ def whole(script: Script, names: Names, more: tuple[bytes, ...]) -> tuple[Word, 
     """The same command with the script's text, for a server that does not know its hash; not packed."""
     words = *names.all, *more
     return b"EVAL", script.text, len(words) - script.words, *words
+
+
+def names_in(command: tuple[Word, ...]) -> list[bytes]:
+    """The names of keys in a command that is not packed: those of a script, else the first word after its own."""
+    names = command[3 : 3 + int(command[2])] if command[0] == b"EVAL" else command[1:2]
+    return [name if isinstance(name, bytes) else str(name).encode() for name in names]
 
 
 def packed(*values: object) -> bytes:
@@ -112,6 +116,6 @@ def booked(caller: str, flat: Sequence[bytes]) -> list[Line]:
     found = []
     for heading, counts in sums.items():
         day, kind, estimated, tier = heading.split("/", 3)
-        date = time.strftime("%Y-%m-%d", time.gmtime(int(day) * DAY))
-        found.append(Line(tier, cast("Kind", kind), estimated == "1", **counts, caller=caller, day=date))
+        line = Line(tier, cast("Kind", kind), estimated == "1", **counts, caller=caller, day=date_of(int(day)))
+        found.append(line)
     return sorted(found, key=lambda line: (line.day, line.tier, line.kind, line.estimated))

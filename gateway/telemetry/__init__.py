@@ -59,7 +59,7 @@ class Telemetry:
         self.show(Gauge("gateway_verdicts_empty", empty, lambda: self._thinks))
 
     def show(self, gauge: Gauge) -> None:
-        """From here on, in place of the one of this name."""
+        """Show this gauge from here on, in place of the one of its name."""
         self._gauges[gauge.name] = gauge
 
     def use(self, policy: Policy, states: States, store: Callable[[], State]) -> None:
@@ -94,7 +94,7 @@ class Telemetry:
         )
 
     def watch(self, files: Mapping[str, Callable[[], object]]) -> None:
-        """Show of these files, by what they are of, which cannot be used: those of which something true is told."""
+        """Show which files cannot be used. `files`: by what each is for, what tells so by a value that is true."""
         unusable, names = "Processes to which a file of theirs is of no use at present.", [(name,) for name in files]
         self.show(Gauge("gateway_file_broken", unusable, lambda name: bool(files[name]()), ["file"], names))
 

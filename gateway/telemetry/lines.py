@@ -48,7 +48,7 @@ class LogLine(msgspec.Struct, frozen=True):
 
 
 def line(record: Record, model: str | None, at: float) -> LogLine:
-    """`model`: its name as it may be told."""
+    """The line of an exchange that ended `at`. `model`: the model's name as it may be told."""
     caller, route, decision, usage = record.caller, record.route, record.decision, record.usage
     trace_id = f"{record.trace.id:032x}" if record.trace else None
     name, plan = (caller.name, caller.plan) if caller else (None, None)

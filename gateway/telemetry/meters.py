@@ -89,9 +89,9 @@ class Meters:
         self.tokens = Histogram("gen_ai_client_token_usage", "Tokens.", [*GENAI, "gen_ai_token_type"], TOKENS)
         self._of_phase = [self.phases.cell(phase) for phase in PHASES]
         self._of_all = self.overhead.cell()
-        self._learning()
+        self._make_meters_of_deciding()
 
-    def _learning(self) -> None:
+    def _make_meters_of_deciding(self) -> None:
         """What tells whether deciding pays, and goes on to."""
         won = "How much sooner the first byte came because a draft had begun."
         self.won = Histogram("gateway_draft_won_seconds", won, [], TTFT)
@@ -129,7 +129,7 @@ class Meters:
                 alike = groups[key] = []
             alike.append(record)
         for (model, *_), alike in groups.items():
-            self._count(alike, model)
+            self._count_alike(alike, model)
 
     def told(self, model: str | None) -> str | None:
         """The name that a caller wrote, if the policy has it: no other text of a caller's goes anywhere."""
@@ -141,42 +141,39 @@ class Meters:
         """Each counter and histogram."""
         return (found for found in vars(self).values() if isinstance(found, Counter | Histogram))
 
-    def _count(self, alike: Sequence[Record], model: str | None) -> None:
+    def _count_alike(self, alike: Sequence[Record], model: str | None) -> None:
         one, count = alike[0], len(alike)
         self.requests.add(str(one.status), one.tier or NOBODY, amount=count)
         if one.error:
-            self._failed(one.error, alike)
-        self._added(alike)
-        self._spent(alike)
-        if model is not None:
-            self._asked(alike, model)
+            self._count_errors(one.error, alike)
+        self._count_overhead(alike)
+        self._count_costs(alike)
+        if model is not None:  # they were understood, and so ask for one
+            self._count_exchanges(alike, model)
         if one.cache != "coalesced":  # else the one who was first has counted it
-            self._judged(alike)
+            self._count_decisions(alike)
 
-    def _failed(self, error: str, alike: Sequence[Record]) -> None:
+    def _count_errors(self, error: str, alike: Sequence[Record]) -> None:
         self.refusals.add(error, amount=len(alike))
         for record in alike:
             if record.limited:
                 self.limited.add(record.limited)
 
-    def _asked(self, alike: Sequence[Record], model: str) -> None:
-        """What exchanges that were understood, and so ask for a model, came to."""
+    def _count_exchanges(self, alike: Sequence[Record], model: str) -> None:
         one = alike[0]
         labels = (OPERATIONS.get(one.path, "other"), PROVIDER, model, self.models.get(one.tier or "", NOBODY))
         error = one.error or (str(one.status) if one.status >= 400 else "")
         self.duration.put(self.duration.cell(*labels, error), [record.seconds for record in alike])
         if one.tier:
-            self._answered(alike, one.tier, labels)
+            self._count_answers(alike, one.tier, labels)
 
-    def _added(self, alike: Sequence[Record]) -> None:
-        """What the gateway adds."""
+    def _count_overhead(self, alike: Sequence[Record]) -> None:
         self.overhead.put(self._of_all, [record.overhead for record in alike if record.overhead is not None])
         phases = zip(*[record.phases for record in alike if record.phases], strict=True)  # what was understood has them
         for cell, seconds in zip(self._of_phase, phases, strict=False):
             self.phases.put(cell, seconds)
 
-    def _spent(self, alike: Iterable[Record]) -> None:
-        """What the calls came to."""
+    def _count_costs(self, alike: Iterable[Record]) -> None:
         spent: dict[tuple[str, str], int] = {}
         for record in alike:
             for line in record.costs:
@@ -185,8 +182,7 @@ class Meters:
         for (tier, kind), money in spent.items():
             self.cost.add(tier, kind, amount=money / NANO)
 
-    def _answered(self, alike: Sequence[Record], tier: str, labels: Sequence[str]) -> None:
-        """What answers of a tier came to."""
+    def _count_answers(self, alike: Sequence[Record], tier: str, labels: Sequence[str]) -> None:
         one, count = alike[0], len(alike)
         cached = one.cache in CACHED
         self.caching.add(one.cache, amount=count)
@@ -218,27 +214,26 @@ class Meters:
         paid = 0 if cached else cost(own, prompt, again, completion)
         return (cost(dear, prompt, again, completion) - paid) / NANO
 
-    def _judged(self, alike: Iterable[Record]) -> None:
-        """What deciding came to."""
+    def _count_decisions(self, alike: Iterable[Record]) -> None:
         for record in alike:
             decision = record.decision
             if decision is None:
                 continue
             if decision.draft != "none":
-                self._drafted(decision, record.usage)
+                self._count_draft(decision, record.usage)
             if held := decision.held:
                 self.held.add(held.outcome, held.reason)
             if verdict := decision.verdict:
-                self._classified(verdict)
+                self._count_verdict(verdict)
 
-    def _drafted(self, decision: Decision, usage: Usage | None) -> None:
+    def _count_draft(self, decision: Decision, usage: Usage | None) -> None:
         made = usage.tokens if usage and decision.draft == "kept" else 0
         self.drafts.add(decision.draft)
         self.draft_tokens.add(decision.draft, amount=made or decision.wasted)
         if decision.draft == "kept":
             self.won.add(decision.won)
 
-    def _classified(self, verdict: Verdict) -> None:
+    def _count_verdict(self, verdict: Verdict) -> None:
         self.verdicts.add(verdict.label or verdict.reason, verdict.source)
         if verdict.source != "cache":
             self.triage.add(verdict.seconds)

@@ -11,7 +11,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.balance import affinity
 from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import Overloaded, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Client, Limits, Response, TransportError
@@ -20,6 +19,7 @@ from gateway.reply import Reply
 from gateway.splice import body_for
 from gateway.stream import MAX_JSON
 from gateway.types import Bill, ChatRequest, Route, TierState, Usage
+from gateway.upstream.balance import affinity
 from gateway.upstream.call import Call, brief, head, leg
 from gateway.upstream.open_call import OpenCall
 from gateway.upstream.patience import Patience

@@ -4,9 +4,9 @@ import logging
 import math
 from collections.abc import Collection
 
-from gateway.balance import pick
 from gateway.http1 import Origin
 from gateway.policy import Tier
+from gateway.upstream.balance import pick
 from gateway.upstream.breaker import Breaker
 
 log = logging.getLogger("gateway")

@@ -83,7 +83,7 @@ class Member:
     async def _hear(self, leave: Callable[[], None], reload: Callable[[], None]) -> None:
         while message := await receive(self._reader):
             if message.word == "tell":
-                send(self._writer, await asyncio.to_thread(self._said, message))
+                send(self._writer, await asyncio.to_thread(self._answer, message))
             elif message.word == "alive":
                 self.alive = message.number
             elif message.word == "leave":
@@ -94,7 +94,7 @@ class Member:
                 answer.set_result(message.data)
         leave()
 
-    def _said(self, asked: Message) -> Message:
+    def _answer(self, asked: Message) -> Message:
         if not asked.data:
             return Message("told", asked.number, self.render())
         most, after = asked.data.split()

@@ -67,7 +67,7 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as slots:
                 for _ in range(self._settings.workers):
-                    slots.create_task(self._keep())
+                    slots.create_task(self._keep_running())
         except* Failed as failed:
             raise failed.exceptions[0] from None
         finally:
@@ -100,13 +100,13 @@ class Supervisor:
         for worker in self._workers:
             worker.process.kill()
 
-    async def _keep(self) -> None:
+    async def _keep_running(self) -> None:
         """Runs one worker after another, until leaving. Raises Failed."""
         pause = FIRST_PAUSE
         while not self._leaving.is_set():
             started = time.monotonic()
             try:
-                ended = await self._one()
+                ended = await self._run_worker()
             except OSError as error:  # no process, file or memory is left; that may pass, and the others serve
                 ended = f"a worker cannot be started: {error}"
             if not self._served and not self._leaving.is_set():
@@ -119,7 +119,7 @@ class Supervisor:
                 await asyncio.wait_for(self._leaving.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _one(self) -> str:
+    async def _run_worker(self) -> str:
         """Runs a worker to its end; returns how it ended. Raises OSError where it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -135,11 +135,11 @@ class Supervisor:
         reader, writer = await asyncio.open_connection(sock=ours)
         worker = Worker(process, writer)
         self._workers.add(worker)
-        if self._leaving.is_set():  # since it was started: all others were told then
+        if self._leaving.is_set():  # the others were told to while this one was being started
             send(writer, Message("leave", 0))
         try:
             while message := await receive(reader):
-                self._heard(worker, message)
+                self._receive(worker, message)
             await asyncio.to_thread(process.join, ENDING)
             status = process.exitcode
             how = f"signal {-status}" if status and status < 0 else f"status {status}"
@@ -147,9 +147,9 @@ class Supervisor:
         finally:
             process.kill()
             self._workers.discard(worker)
-            self._buried(worker)
+            self._bury(worker)
 
-    def _buried(self, worker: Worker) -> None:
+    def _bury(self, worker: Worker) -> None:
         worker.writer.close()
         worker.process.join()
         self._ended = total([self._ended, counts(worker.text)])
@@ -157,13 +157,13 @@ class Supervisor:
             answer.cancel()
         self._tell_alive()
 
-    def _heard(self, worker: Worker, message: Message) -> None:
+    def _receive(self, worker: Worker, message: Message) -> None:
         worker.silent = 0
         if message.word == "serving":
             self._served = worker.serves = True
             self._tell_alive()
         elif message.word == "ask":
-            task = asyncio.create_task(self._told(worker, message))
+            task = asyncio.create_task(self._answer(worker, message))
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
         elif message.word != "here" and (answer := worker.answers.get(message.number)):
@@ -175,7 +175,7 @@ class Supervisor:
         for worker in self._workers:
             send(worker.writer, Message("alive", alive))
 
-    async def _told(self, asker: Worker, asked: Message) -> None:
+    async def _answer(self, asker: Worker, asked: Message) -> None:
         """Ask everyone and answer `asker`."""
         question, loop = next(self._questions), asyncio.get_running_loop()
         answers = {worker: loop.create_future() for worker in self._workers if worker.serves}

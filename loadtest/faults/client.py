@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
-from gateway.keys import new_key
+from gateway.key_records import new_key
 from gateway.store import open_store
 
 LIMITS = Limits(connect=10.0, first_byte=60.0, idle=60.0, total=120.0)

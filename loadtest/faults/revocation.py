@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway.cli.keyfile import KeyFileStore
 from gateway.http1 import Client
-from gateway.keys import as_revoked, new_key
+from gateway.key_records import as_revoked, new_key
 from gateway.store import Store, open_store
 from loadtest.faults.client import ask
 from loadtest.servers import gateway, policy, sim, valkey

@@ -15,10 +15,11 @@ from uvicorn.server import ServerState
 
 from gateway.app import across_origins, create_app
 from gateway.asgi import Front
-from gateway.body import read
+from gateway.fields import read
 from gateway.http1 import Client
+from gateway.key_records import new_key
 from gateway.keyfile import KeyFile
-from gateway.keys import Keys, new_key
+from gateway.keys import Keys
 from gateway.policy import Policy
 from gateway.reply import Reply
 from gateway.server import connection

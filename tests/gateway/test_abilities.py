@@ -12,7 +12,6 @@ from gateway.abilities import (
     common_strategies,
     failure_text,
     for_server,
-    needs_verdicts,
     plain_answer,
     try_strategies,
 )
@@ -134,8 +133,3 @@ async def test_words_are_those_of_the_very_question(flash: Sim) -> None:
 async def test_of_an_answer_the_message_is_told_and_not_when_it_was_made(answer: str, told: str) -> None:
     async with scripted(plain(answer.encode())) as (url, _):
         assert await said(one(Sim(url, "flash-model")), "json") == told
-
-
-@pytest.mark.parametrize(("route", "wanted"), [("flash", False), ({"simple": "flash", "complex": "pro"}, True)])
-def test_a_verdict_is_wanted_where_a_rule_splits(flash: Sim, route: object, wanted: bool) -> None:
-    assert needs_verdicts(policy_for(flash, PRO, rules=[{"id": "all", "route": route}])) is wanted

@@ -14,8 +14,9 @@ import pytest
 from gateway.admin import Guard
 from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Refusal
+from gateway.key_records import new_admin_key, new_key
 from gateway.keyfile import KeyFile
-from gateway.keys import Keys, new_admin_key, new_key
+from gateway.keys import Keys
 from gateway.recorded import read
 from gateway.store import KeyRecord, Limits, Line, MemoryStore
 from loadtest.servers import Sim

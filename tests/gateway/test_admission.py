@@ -6,8 +6,8 @@ import pytest
 from msgspec import structs
 
 from gateway.admission import Admission, admit
-from gateway.body import read
 from gateway.errors import RateLimited
+from gateway.fields import read
 from gateway.policy import load_policy
 from gateway.pricing import lines
 from gateway.reply import Reply

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.keys import new_key, rotation
+from gateway.key_records import new_key, rotation
 from gateway.store import KeyRecord, MemoryStore, Store, open_store
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway

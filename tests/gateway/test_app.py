@@ -10,8 +10,8 @@ from gateway.app import NoKeys, open_to_everyone
 from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.serve import permitted
+from gateway.key_records import as_revoked, new_admin_key, new_key
 from gateway.keyfile import KeyFile
-from gateway.keys import as_revoked, new_admin_key, new_key
 from gateway.settings import Settings
 from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim

@@ -10,13 +10,13 @@ import pytest
 from valkey import Valkey
 
 from gateway.admission import Admission, admit
-from gateway.body import read
+from gateway.fields import read
 from gateway.policy import Policy, load_policy, serving
 from gateway.pricing import limits_of_all
-from gateway.reload import checked
 from gateway.standing import OverLimit
 from gateway.store import ALL, NANO, Limits, Money, Store
 from gateway.types import Bill, Caller, ChatRequest, Usage
+from gateway.verify import checked
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
 from tests.stores import on, scripts_known
@@ -147,12 +147,12 @@ def test_a_hit_is_given_though_the_budget_of_all_is_spent_and_takes_nothing_of_i
     on(url, main)
 
 
-def test_who_is_refused_by_the_budget_of_all_leaves_the_turn_to_others(url: str | None) -> None:
+def test_who_is_refused_by_the_budget_of_all_leaves_the_lock_to_others(url: str | None) -> None:
     async def main(store: Store) -> None:
         await burst(store)
         with pytest.raises(OverLimit):
             await admit(asking("ann"), b"key", POLICY, store)
-        assert (await store.take_turn("ann", b"key", b"next", 1.0)).holder == b"next"
+        assert (await store.take_lock("ann", b"key", b"next", 1.0)).holder == b"next"
 
     on(url, main)
 
@@ -219,10 +219,10 @@ def test_a_cancelled_admission_leaves_nothing_held_in_either_account(
             await asyncio.wait([task])
             if not task.cancelled():
                 task.result().close()
-                if turn := task.result().turn:
-                    await store.end_turn("ann", b"key", turn.token)
+                if lock := task.result().lock:
+                    await store.free_lock("ann", b"key", lock.token)
         assert [await used(store, account) for account in ("ann", ALL)] == [0, 0]
-        assert hit or (await store.take_turn("ann", b"key", b"next", 1.0)).holder == b"next"
+        assert hit or (await store.take_lock("ann", b"key", b"next", 1.0)).holder == b"next"
 
     on(url, main)
 

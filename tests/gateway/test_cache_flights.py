@@ -13,7 +13,7 @@ from gateway.dialects import CHAT, DIALECTS
 from gateway.done import DONE
 from gateway.errors import UpstreamFailed
 from gateway.reply import Reply
-from gateway.store import Kept, MemoryStore, Store, Turn
+from gateway.store import Kept, Lock, MemoryStore, Store
 from gateway.stream import Pieces
 from gateway.types import Decision, Facts, Route, Usage, Verdict
 from loadtest.servers import Sim
@@ -152,7 +152,7 @@ def flying(scenario: Callable[[Share, MemoryStore], Awaitable[None]], store: Mem
 
         async def share(server: Server | Poured) -> Reply:
             return await flights.share(
-                Turn(b"key", b"%d" % next(tokens)),
+                Lock(b"key", b"%d" % next(tokens)),
                 STREAM if server.stream else REQUEST,
                 POLICY,
                 server.make,
@@ -225,14 +225,14 @@ def test_a_follower_who_leaves_disturbs_nobody() -> None:
     flying(scenario)
 
 
-def test_who_boards_a_flight_gives_its_own_turn_back() -> None:
+def test_who_boards_a_flight_gives_its_own_lock_back() -> None:
     async def main(store: MemoryStore, flights: Flights) -> None:
         server = Server(b"x", stream=False)
         server.run()
-        await store.take_turn("ann", b"key", b"his", 60.0)
-        first = asyncio.create_task(flights.share(Turn(b"key", b"mine"), REQUEST, POLICY, server.make, Hold(store)))
+        await store.take_lock("ann", b"key", b"his", 60.0)
+        first = asyncio.create_task(flights.share(Lock(b"key", b"mine"), REQUEST, POLICY, server.make, Hold(store)))
         await asyncio.sleep(0)
-        second = flights.share(Turn(b"key", b"his", b"his"), REQUEST, POLICY, server.make, Hold(store))
+        second = flights.share(Lock(b"key", b"his", b"his"), REQUEST, POLICY, server.make, Hold(store))
         replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
         assert [await collected(reply) for reply in replies] == [b"x", b"x"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from gateway.cache import Flights, cache_key, cached_reply
-from gateway.cache.turn import Claim, Turns
+from gateway.cache.lock import Claim, Locks
 from gateway.errors import UpstreamFailed
 from gateway.policy import Caching, load_policy
 from gateway.reply import Reply
-from gateway.store import HELD, Store, Turn, open_store
+from gateway.store import HELD, Lock, Store, open_store
 from gateway.types import Caller
 from loadtest.servers import Process, Sim
 from loadtest.servers import running as serving
@@ -95,7 +95,7 @@ def both(url: str, scenario: Callable[[Share, Share], Awaitable[None]]) -> None:
 
 async def share(flights: Flights, server: Server) -> Reply:
     return await flights.share(
-        Turn(b"key", secrets.token_bytes(8)),
+        Lock(b"key", secrets.token_bytes(8)),
         asked(body(temperature=0, stream=server.stream)),
         POLICY,
         server.make,
@@ -136,7 +136,7 @@ def test_a_leader_whose_callers_left_lets_the_next_in_at_once(valkey: str) -> No
         leader.cancel()
         started = time.monotonic()
         assert await collected(await follower) == WHOLE
-        assert time.monotonic() - started < HELD, "as long as the turn would have lasted"
+        assert time.monotonic() - started < HELD, "as long as the lock would have lasted"
 
     both(valkey, scenario)
 
@@ -161,8 +161,8 @@ def test_when_no_entry_comes_all_who_waited_ask_at_once(valkey: str, spoilt: JSO
 
 def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     async def wait(store: Store) -> float:
-        first = Claim(Turns(store), "ann", Turn(b"key", b"1"), Caching())
-        second = Claim(Turns(store), "ann", Turn(b"key", b"2"), Caching(wait=0.1))
+        first = Claim(Locks(store), "ann", Lock(b"key", b"1"), Caching())
+        second = Claim(Locks(store), "ann", Lock(b"key", b"2"), Caching(wait=0.1))
         started = time.monotonic()
         with first, second:
             assert await first.wait() is None
@@ -172,12 +172,12 @@ def test_who_has_waited_long_enough_asks_for_itself(valkey: str) -> None:
     assert 0.1 <= on(valkey, wait) < 30
 
 
-def test_a_turn_is_renewed_while_its_process_lives(valkey: str) -> None:
+def test_a_lock_is_renewed_while_its_process_lives(valkey: str) -> None:
     async def live(store: Store) -> bytes | None:
-        with Claim(Turns(store), "ann", Turn(b"key", b"1"), Caching()) as claim:
+        with Claim(Locks(store), "ann", Lock(b"key", b"1"), Caching()) as claim:
             await claim.wait()
             await asyncio.sleep(1.7)
-            return (await store.take_turn("ann", b"key", b"other", 1.0)).holder
+            return (await store.take_lock("ann", b"key", b"other", 1.0)).holder
 
     assert on(valkey, live) not in (None, b"other")
 
@@ -230,7 +230,7 @@ def test_50_callers_who_share_prompts_and_leave_never_see_a_byte_of_another(valk
             server = Server(mark, b" " * 64, stream=bool(request.fields.stream))
             server.run(10)
             reply = found or await flights[at].share(
-                Turn(key, secrets.token_bytes(8)), request, POLICY, server.make, Hold((one, other)[at], caller.id)
+                Lock(key, secrets.token_bytes(8)), request, POLICY, server.make, Hold((one, other)[at], caller.id)
             )
             data = await collected(reply)
             assert data.strip() == mark

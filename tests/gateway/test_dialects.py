@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.attached import explained_events
-from gateway.body import MAX_PROMPTS, Message
 from gateway.cache import cache_key
 from gateway.dialects import DIALECTS, read
 from gateway.errors import BadRequest, Overloaded, Refusal, TooSlow, Unauthorized, UpstreamTimeout, WrongMethod
 from gateway.facts import observe
+from gateway.fields import MAX_PROMPTS, Message
 from gateway.policy import Policy
 from gateway.pricing import bound
 from gateway.routing import route

@@ -23,7 +23,8 @@ from gateway.doctor.keys import keys
 from gateway.doctor.process import certificate, files, port
 from gateway.doctor.store import store
 from gateway.doctor.tiers import METRICS, Replied, tier_findings
-from gateway.keys import Keys, new_admin_key, new_key
+from gateway.key_records import new_admin_key, new_key
+from gateway.keys import Keys
 from gateway.policy import load_policy
 from gateway.server import Server
 from gateway.settings import Settings

@@ -13,9 +13,10 @@ import pytest
 from gateway.calibrate import calibrate, dump, parse
 from gateway.calibration import Layer
 from gateway.drift import CHI, JUDGED, MOST, WINDOW, Drift, Z, miscalibrated, psi, spread
+from gateway.kept import to_keep
 from gateway.policy import Candidate, Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Recorded
-from gateway.records import Records, to_keep
+from gateway.records import Records
 from gateway.store import MemoryStore
 from gateway.telemetry import Telemetry
 from gateway.types import Caller, Decision, Facts, Route, Verdict

@@ -8,9 +8,9 @@ import pytest
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from gateway.body import read
 from gateway.errors import BadRequest, NotFound
 from gateway.facts import SCAN, observe
+from gateway.fields import read
 from gateway.policy import load_policy
 from gateway.types import Caller, ChatRequest, Facts, Own, Session, Standing
 

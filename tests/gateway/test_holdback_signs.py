@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.body import Fields
+from gateway.fields import Fields
 from gateway.holdback.opening import unprobed
 from gateway.holdback.signs import LOOP, TURNS, doubtful, figures, loops, over, shown, violates
 from gateway.policy import Holdback, Most, PolicyError, Weak, load_policy

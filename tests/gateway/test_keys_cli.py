@@ -11,7 +11,8 @@ from gateway.admin import Guard
 from gateway.cli.keyfile import KeyFileStore
 from gateway.cli.keys import keys
 from gateway.errors import Refusal, Unauthorized
-from gateway.keys import Keys, identify, new_key
+from gateway.key_records import new_key
+from gateway.keys import Keys, identify
 from gateway.policy.plans import Callers, DefaultCaller, Plan
 from gateway.store import open_store
 from gateway.types import Caller

@@ -12,7 +12,7 @@ from tests.tiers import policy_for
 SCRIPT = """
 import asyncio, sys
 from gateway.policy import packaged
-from gateway.reload import checked
+from gateway.verify import checked
 from tests.gateway.serving import body, gateway
 
 async def main():

@@ -56,6 +56,11 @@ def test_the_smallest_file_has_sensible_defaults() -> None:
     assert policy.tiers["pro"].timeouts.idle >= file / 30
 
 
+def test_a_verdict_is_wanted_where_a_rule_splits() -> None:
+    assert load_policy(SMALLEST, {}).asks
+    assert not load_policy(changed("{simple: flash, complex: pro}", "flash"), {}).asks
+
+
 def test_a_caller_may_write_a_served_name_in_any_case_and_without_its_organisation() -> None:
     names = load_policy(SMALLEST + "aliases: {GPT-4o: pro}\n", {}).names
     wanted = {"flash": "flash", "org/flash": "flash", "pro": "pro", "org/pro": "pro", "gpt-4o": "pro"}

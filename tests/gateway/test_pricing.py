@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from gateway.body import MAX_TOKENS, read
+from gateway.fields import MAX_TOKENS, read
 from gateway.policy import Budget, Price, load_policy
 from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
 from gateway.store import NANO, Money

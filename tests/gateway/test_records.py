@@ -1,7 +1,6 @@
 """Which decisions are written down, where, and that no prompt is among them."""
 
 import asyncio
-import gc
 import json
 import os
 import resource
@@ -24,7 +23,7 @@ from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
 from gateway.recorded import SHADOW, Outcome, Record, read
-from gateway.records import Records, seen, to_keep
+from gateway.records import Records
 from gateway.settings import Settings
 from gateway.store import MemoryStore, State, open_store
 from gateway.turns import conversation
@@ -124,11 +123,6 @@ async def test_a_tier_that_skips_experts_is_named_in_the_answer_its_explanation_
     assert {one.tier: one.skips for one in read([path])} == {"flash": "top3", "pro": None}
 
 
-def test_a_classifier_that_skips_experts_is_asked_another_question() -> None:
-    asked = [seen(policy_for(LOCAL, LOCAL, tiers={"flash": tier})).question for tier in ({}, {"skips": "top3"})]
-    assert asked[1] == f"{asked[0]} top3"
-
-
 async def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(
     flash: Sim, pro: Sim, tmp_path: Path
 ) -> None:
@@ -141,13 +135,6 @@ async def test_recalled_and_coalesced_answers_are_no_decisions_of_their_own(
     assert len(read([path])) == 1
 
 
-def test_a_line_tells_how_an_answer_ended_and_how_long_it_took() -> None:
-    kept = Records(MemoryStore())
-    kept.keep(replace(ended("r"), status=499, ttft=0.5), policy())
-    line = json.loads(kept.recent(1)[0])
-    assert [line[name] for name in ("status", "seconds", "ttft", "policy")] == [499, 1.0, 0.5, "p"]
-
-
 def test_the_newest_records_stay_in_memory() -> None:
     kept = Records(MemoryStore())
     for at in range(5):
@@ -155,21 +142,6 @@ def test_the_newest_records_stay_in_memory() -> None:
     kept.keep(ended("r3"), policy(keep=3))
     assert names(kept) == ["r2", "r4", "r3"]
     assert names(kept, 1) == ["r3"]
-
-
-def test_what_is_kept_of_each_answer_is_nothing_for_the_garbage_collector_to_look_through() -> None:
-    record = ended("r")
-    assert record.decision
-    kept = to_keep(record, ANN, record.decision, policy())
-    assert not any(map(gc.is_tracked, (record, kept, kept.decision, kept.decision.facts)))
-
-
-def test_a_decision_that_no_chance_made_has_a_propensity_of_one_and_no_chances() -> None:
-    kept = Records(MemoryStore())
-    kept.keep(ended("r"), policy())
-    assert json.loads(kept.recent(1)[0])["route"] == (
-        {"tier": "flash", "p": 1.0, "tiers": ["flash"], "rule": "all", "reason": "rule", "chances": {}}
-    )
 
 
 def test_who_asks_for_what_came_after_a_line_does_not_get_that_line_again() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.kept import seen, to_keep
 from gateway.off_policy import estimate
 from gateway.policy import Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError, Used
-from gateway.records import seen, to_keep
 from gateway.replay import Unrecorded, replay
 from gateway.replay.choices import Choice, as_recorded, choices, wanted
 from gateway.replay.compared import above_first, moved, shuffled, weighed

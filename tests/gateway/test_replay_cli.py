@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
+from gateway.kept import seen
 from gateway.policy import load_policy
-from gateway.records import seen
 
 TEXT = """\
 schema: 1

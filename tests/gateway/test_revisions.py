@@ -16,9 +16,11 @@ from typer import Exit
 from gateway.cli.serve import usable
 from gateway.errors import BadRequest, NotFound, Overloaded
 from gateway.policy import Policy
-from gateway.reload import attempted, checked
-from gateway.revisions import KEPT, REVISIONS, SETTLE, Revision, Revisions, merged
+from gateway.revisions import Revision, Revisions
+from gateway.revisions.follow import SETTLE
+from gateway.revisions.kept import KEPT, REVISIONS, merged
 from gateway.store import MemoryStore, Store, open_store
+from gateway.verify import attempted, checked
 from loadtest.servers import free_port
 from tests.gateway.serving import eventually
 

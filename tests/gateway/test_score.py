@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.body import Fields
+from gateway.fields import Fields
 from gateway.score import LOOKS, MEASURES, WEIGHTS, reasons, score, score_text, surface, words
 from gateway.score.question import split
 from gateway.score.remembered import LONGEST, WORDS

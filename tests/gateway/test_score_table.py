@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.facts import observe
+from gateway.kept import seen
 from gateway.policy import Policy, PolicyError, load_policy, open_policy
-from gateway.records import seen
 from gateway.replay import Unrecorded, replay
 from gateway.score import EMBEDDED, read_table
 from gateway.score.pieces import tokens as tokens_of

@@ -16,7 +16,7 @@ from gateway.reply import Reply
 from gateway.routing import reachable, route
 from gateway.sessions import after, follow, recalling, saved
 from gateway.store import MemoryStore
-from gateway.turns import keys_of
+from gateway.turns import session_keys
 from gateway.types import Ask, Decision, Facts, Held, Route, Session, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import ANN, COMPLEX, SIMPLE, Gateway, asked, body, callers, gateway
@@ -207,7 +207,7 @@ def test_a_rule_may_look_at_the_session(when: str, matched: list[Session | None]
 @pytest.mark.parametrize("kept", [b"\xff", b"\x94\xa3pro", b"\x94\xa1\xff\xa3pro\x01\x01"])
 async def test_a_session_that_cannot_be_read_is_none(kept: bytes) -> None:
     request, store = asked(body(), headers={"x-session-id": "7"}), MemoryStore()
-    keys = keys_of(request, UNTIL)
+    keys = session_keys(request, UNTIL)
     assert keys
     await store.remember(ANN.id, keys.kept, kept, 60.0)
     remembered = recalling(request, keys, store)
@@ -298,7 +298,7 @@ async def test_a_conversation_that_begins_like_another_is_not_taken_for_it(flash
 
 async def test_a_conversation_is_kept_when_its_answer_is_closed_and_known_with_its_age() -> None:
     request, store = asked(body(metadata={"session_id": "a"})), MemoryStore()
-    keys = keys_of(request, UNTIL)
+    keys = session_keys(request, UNTIL)
     assert keys
     decision = Decision(facts(None), HARD, Route(("pro",), "triaged", "complex"))
     reply = Reply(200, [], b"{}", False, "pro", nothing, decision=decision)

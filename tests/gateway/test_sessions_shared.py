@@ -11,7 +11,7 @@ from gateway.policy import load_policy
 from gateway.sessions import recalling
 from gateway.store import Limits, open_store
 from gateway.store.valkey import RedisStore
-from gateway.turns import Keys, keys_of
+from gateway.turns import SessionKeys, session_keys
 from loadtest.servers import Sim, running
 from tests.gateway.serving import COMPLEX, SIMPLE, Port, asked, body, gateway
 from tests.gateway.test_sessions import sessions
@@ -57,7 +57,7 @@ def test_a_session_is_asked_for_in_the_same_write_as_admission(flash: Sim, pro: 
         with Valkey.from_url(valkey) as client:
             before = client.info("stats")["total_reads_processed"]
             request = asked(body(), headers=HERE)
-            remembered = recalling(request, keys_of(request, policy) or Keys(None, b""), store)
+            remembered = recalling(request, session_keys(request, policy) or SessionKeys(None, b""), store)
             assert remembered
             await store.admit("ann", WIDE, None)
             assert await remembered is None
@@ -75,7 +75,7 @@ async def test_a_store_that_stands_still_is_waited_for_less_than_admission_waits
         await store.admit("ann", WIDE, None)
         os.kill(pid, signal.SIGSTOP)
         try:
-            remembered = recalling(request, keys_of(request, policy) or Keys(None, b""), store)
+            remembered = recalling(request, session_keys(request, policy) or SessionKeys(None, b""), store)
             assert remembered
             admitted = asyncio.create_task(store.admit("ann", WIDE, None))
             await asyncio.wait({remembered, admitted}, return_when=asyncio.FIRST_COMPLETED)

@@ -13,7 +13,7 @@ from gateway.facts import observe
 from gateway.policy import Policy, PolicyError
 from gateway.reply import Reply
 from gateway.shadow import IDLE, LONGEST, MOST
-from gateway.store import ALL, SHADOW, MemoryStore
+from gateway.store import ALL, SHADOW_ACCOUNT, MemoryStore
 from gateway.types import Decision, Route, Usage
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, Gateway, asked, body, eventually, gateway
@@ -168,7 +168,7 @@ async def test_it_costs_at_most_a_days_money_and_counts_in_the_budget_of_all(fla
         await gate.ask(body())
         await became(gate, "compared")
         assert b'gateway_cost_usd_total{kind="shadow",tier="pro"}' in (await gate.get("/metrics")).data
-    (line,) = await store.ledger(SHADOW)
+    (line,) = await store.ledger(SHADOW_ACCOUNT)
     assert (line.tier, line.estimated, line.money > 0) == ("pro", False, True)
     assert line.money in [other.money for other in await store.ledger(ALL) if other.tier == "pro"]
     assert {other.tier for other in await store.ledger("anonymous")} == {"flash"}, "no caller pays for it"

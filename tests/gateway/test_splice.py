@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import splice
-from gateway.body import Body, read
+from gateway.body import Body
 from gateway.dialects import CHAT, DIALECTS, LENGTHS, TEXT
 from gateway.dialects import read as in_dialect
 from gateway.errors import BadRequest
+from gateway.fields import read
 from gateway.policy import Plan, Tier, load_policy
 from gateway.splice import PRIVILEGED, changes, plain, refuse_links, salt, stripped
 from gateway.types import Caller, ChatRequest

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from gateway.keys import as_revoked
+from gateway.key_records import as_revoked
 from gateway.store import OVER, VALUE_LIMIT, Admitted, Kept, KeyRecord, Line, MemoryStore, Store, Taken
 from gateway.store.memory import ENTRY
 from tests.stores import burst, granted, limits, on, scripts_known
@@ -172,61 +172,61 @@ def test_a_cancelled_release_still_gives_the_slot_back(url: str | None) -> None:
     assert on(url, leave)
 
 
-def test_of_many_it_is_the_turn_of_one_until_it_ends_it(url: str | None) -> None:
-    async def turns(store: Store) -> None:
-        held = await asyncio.gather(*(store.take_turn("ann", KEY, b"%d" % n, 10.0) for n in range(20)))
+def test_of_many_one_has_the_lock_until_it_frees_it(url: str | None) -> None:
+    async def locks(store: Store) -> None:
+        held = await asyncio.gather(*(store.take_lock("ann", KEY, b"%d" % n, 10.0) for n in range(20)))
         (first,) = {taken.holder for taken in held}
         assert first is not None
-        assert (await store.take_turn("bob", KEY, b"his", 10.0)).holder == b"his"
-        assert (await store.take_turn("ann", b"other", b"its", 10.0)).holder == b"its"
-        await store.end_turn("ann", KEY, b"a stranger's")
-        assert (await store.take_turn("ann", KEY, b"new", 10.0)).holder == first
-        await store.end_turn("ann", KEY, first)
-        assert (await store.take_turn("ann", KEY, b"new", 10.0)).holder == b"new"
+        assert (await store.take_lock("bob", KEY, b"his", 10.0)).holder == b"his"
+        assert (await store.take_lock("ann", b"other", b"its", 10.0)).holder == b"its"
+        await store.free_lock("ann", KEY, b"a stranger's")
+        assert (await store.take_lock("ann", KEY, b"new", 10.0)).holder == first
+        await store.free_lock("ann", KEY, first)
+        assert (await store.take_lock("ann", KEY, b"new", 10.0)).holder == b"new"
         await store.remember("ann", KEY, b"value", 10.0)
-        assert await store.take_turn("ann", KEY, b"late", 10.0) == Taken(None, b"value")
+        assert await store.take_lock("ann", KEY, b"late", 10.0) == Taken(None, b"value")
 
-    on(url, turns)
+    on(url, locks)
 
 
-def test_an_admission_that_finds_nothing_remembered_takes_the_turn_to_make_it(url: str | None) -> None:
-    async def turns(store: Store) -> None:
+def test_an_admission_that_finds_nothing_remembered_takes_the_lock_to_make_it(url: str | None) -> None:
+    async def locks(store: Store) -> None:
         first, second = [await store.admit("ann", limits(), KEY) for _ in range(2)]
         assert first.lease is not None
-        assert first.turn == second.turn == first.lease.encode()
-        await store.end_turn("ann", KEY, first.lease.encode())
+        assert first.lock == second.lock == first.lease.encode()
+        await store.free_lock("ann", KEY, first.lease.encode())
         third = await store.admit("ann", limits(), KEY)
-        assert third.turn == (third.lease or "").encode()
-        assert (await store.admit("ann", limits(), None)).turn is None
+        assert third.lock == (third.lease or "").encode()
+        assert (await store.admit("ann", limits(), None)).lock is None
         await store.remember("ann", KEY, b"value", 10.0)
         hit = await store.admit("ann", limits(), KEY)
-        assert (hit.entry, hit.turn) == (b"value", None)
+        assert (hit.entry, hit.lock) == (b"value", None)
 
-    on(url, turns)
+    on(url, locks)
 
 
 @pytest.mark.parametrize(("value", "next_"), [(b"value", b"b"), (bytes(VALUE_LIMIT + 1), b"a")])
 @pytest.mark.parametrize("settling", [True, False])
-def test_a_value_that_is_remembered_ends_the_turn_and_one_that_is_too_large_does_not(
+def test_a_value_that_is_remembered_ends_the_lock_and_one_that_is_too_large_does_not(
     url: str | None, value: bytes, next_: bytes, settling: bool
 ) -> None:
-    async def turns(store: Store) -> bytes | None:
+    async def locks(store: Store) -> bytes | None:
         held = await store.admit("ann", limits(), None)
-        await store.take_turn("ann", KEY, b"a", 10.0)
+        await store.take_lock("ann", KEY, b"a", 10.0)
         if settling:
             await store.settle("ann", held.lease or "", kept=Kept(KEY, value, 0.05))
         else:
             await store.remember("ann", KEY, value, 0.05)
         await asyncio.sleep(0.06)
-        return (await store.take_turn("ann", KEY, b"b", 10.0)).holder
+        return (await store.take_lock("ann", KEY, b"b", 10.0)).holder
 
-    assert on(url, turns) == next_
+    assert on(url, locks) == next_
 
 
 def test_what_is_remembered_with_a_settlement_is_there_once_that_is_done_and_the_slot_is_free(url: str | None) -> None:
     async def settle(store: Store) -> None:
         held = await store.admit("ann", limits(concurrency=1), KEY)
-        assert await store.recall("ann", KEY) is None  # its turn is no value
+        assert await store.recall("ann", KEY) is None  # its lock is no value
         lines = [Line("pro", "answer", False, 8, 0, 20, 300)]
         await store.settle("ann", held.lease or "", lines, kept=Kept(KEY, b"value", 10.0))
         assert await store.recall("ann", KEY) == b"value"
@@ -236,26 +236,26 @@ def test_what_is_remembered_with_a_settlement_is_there_once_that_is_done_and_the
     on(url, settle)
 
 
-def test_a_turn_runs_out_unless_it_is_renewed(url: str | None) -> None:
+def test_a_lock_runs_out_unless_it_is_renewed(url: str | None) -> None:
     async def die(store: Store) -> list[bytes | None]:
-        seen = [(await store.take_turn("ann", KEY, b"a", 0.05)).holder]
-        seen.append((await store.take_turn("ann", KEY, b"a", 60.0)).holder)
+        seen = [(await store.take_lock("ann", KEY, b"a", 0.05)).holder]
+        seen.append((await store.take_lock("ann", KEY, b"a", 60.0)).holder)
         await asyncio.sleep(0.06)  # longer than it had at first
-        seen.append((await store.take_turn("ann", KEY, b"b", 60.0)).holder)
-        seen.append((await store.take_turn("ann", KEY, b"a", 0.05)).holder)
+        seen.append((await store.take_lock("ann", KEY, b"b", 60.0)).holder)
+        seen.append((await store.take_lock("ann", KEY, b"a", 0.05)).holder)
         await asyncio.sleep(0.06)
-        return [*seen, (await store.take_turn("ann", KEY, b"c", 60.0)).holder]
+        return [*seen, (await store.take_lock("ann", KEY, b"c", 60.0)).holder]
 
     assert on(url, die) == [b"a", b"a", b"a", b"a", b"c"]
 
 
-def test_a_turn_that_ends_without_a_value_says_so_for_a_while(url: str | None) -> None:
+def test_a_lock_that_ends_without_a_value_says_so_for_a_while(url: str | None) -> None:
     async def end(store: Store) -> list[bytes | None]:
-        await store.take_turn("ann", KEY, b"a", 10.0)
-        await store.end_turn("ann", KEY, b"a", over=0.05)
-        seen = [(await store.take_turn("ann", KEY, b"b", 10.0)).holder]
+        await store.take_lock("ann", KEY, b"a", 10.0)
+        await store.free_lock("ann", KEY, b"a", over=0.05)
+        seen = [(await store.take_lock("ann", KEY, b"b", 10.0)).holder]
         await asyncio.sleep(0.06)
-        return [*seen, (await store.take_turn("ann", KEY, b"b", 10.0)).holder]
+        return [*seen, (await store.take_lock("ann", KEY, b"b", 10.0)).holder]
 
     assert on(url, end) == [OVER, b"b"]
 

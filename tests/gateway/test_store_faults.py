@@ -10,7 +10,8 @@ import pytest
 from valkey import Valkey
 
 from gateway.app import open_to_everyone
-from gateway.keys import Keys, as_revoked
+from gateway.key_records import as_revoked
+from gateway.keys import Keys
 from gateway.settings import Settings
 from gateway.store import Bound, KeyRecord, Limits, Line, Money, Portion, Store, open_store
 from gateway.store.refusals import AskError, MovedError, NoScriptError, ResponseError, TryAgainError, refusal

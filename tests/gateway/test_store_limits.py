@@ -341,9 +341,9 @@ def any_line(chance: random.Random) -> Line:
 
 def seen(found: Admitted) -> tuple[object, ...]:
     """What does not depend on the moment, nor on the names of leases."""
-    turn = found.turn and ("its own" if found.turn == (found.lease or "").encode() else "another's")
+    lock = found.lock and ("its own" if found.lock == (found.lease or "").encode() else "another's")
     money = found.limits.money and found.money
-    return found.refused_by, found.capped, found.entry, turn, bool(found.lease), money
+    return found.refused_by, found.capped, found.entry, lock, bool(found.lease), money
 
 
 @pytest.mark.parametrize("seed", [10, 25, 27])

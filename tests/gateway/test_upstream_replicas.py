@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from gateway.balance import FEW
 from gateway.errors import Overloaded, UpstreamFailed
 from gateway.http1 import Client, TransportError
 from gateway.policy import Policy
 from gateway.types import Caller
 from gateway.upstream import Upstream
+from gateway.upstream.balance import FEW
 from gateway.upstream.breaker import FAILURES, FIRST_REST
 from gateway.upstream.loads import Load, load
 from gateway.upstream.places import Places

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from gateway.body import Fields, Message, Part, read
 from gateway.facts import conversation
+from gateway.fields import Fields, Message, Part, read
 from gateway.score import score
 from gateway.user_words import OPENERS, OPENING, beginning, own, speaks
 

@@ -263,7 +263,7 @@ async def test_any_word_of_a_worker_ends_its_silence() -> None:
     ours, theirs = socket.socketpair()
     _, writer = await asyncio.open_connection(sock=ours)
     worker = Worker(current_process(), writer, serves=True, silent=SILENT - 1)
-    Supervisor(Settings(workers=1), still.work)._heard(worker, Message("here", 0))
+    Supervisor(Settings(workers=1), still.work)._receive(worker, Message("here", 0))
     assert worker.silent == 0
     writer.close()
     theirs.close()

@@ -8,10 +8,10 @@ from typing import Any, cast, get_args
 
 import msgspec
 
-from gateway.body import read
 from gateway.dialects import CHAT, TEXT
 from gateway.errors import BadRequest, Refusal
 from gateway.facts import observe
+from gateway.fields import read
 from gateway.policy import (
     Bands,
     Document,

@@ -1,11 +1,11 @@
-"""Which process answers when several are asked the same at once?   The one that has the turn, a lock in the store."""
+"""Which process answers when several are asked the same at once?   The one that holds a lock in the store."""
 
 import asyncio
 import time
 from typing import Protocol, Self
 
 from gateway.policy import Caching
-from gateway.store import HELD, OVER, VALUE_LIMIT, Kept, Store, Taken, Turn
+from gateway.store import HELD, OVER, VALUE_LIMIT, Kept, Lock, Store, Taken
 
 RENEWED = 0.4  # seconds between two renewals
 TOLD = 1.0  # seconds for which the store keeps, for those who wait, that no answer will be remembered
@@ -23,7 +23,7 @@ class Hold(Protocol):
     def settle(self, kept: Kept, /) -> None: ...
 
 
-class Turns:
+class Locks:
     """The locks that this process holds. One timer renews them all, as long as there are any."""
 
     def __init__(self, store: Store) -> None:
@@ -53,22 +53,22 @@ class Claim:
     `ours`: we hold the lock, or may hold it, as the store did not answer.
     """
 
-    __slots__ = ("_caller", "_renewing", "_rules", "_store", "_token", "_turns", "key", "ours")
+    __slots__ = ("_caller", "_locks", "_renewing", "_rules", "_store", "_token", "key", "ours")
 
-    def __init__(self, turns: Turns, caller: str, turn: Turn, rules: Caching) -> None:
-        self._turns, self._store, self._caller, self._rules = turns, turns.store, caller, rules
-        self.key, self._token = turn.key, turn.token
+    def __init__(self, locks: Locks, caller: str, lock: Lock, rules: Caching) -> None:
+        self._locks, self._store, self._caller, self._rules = locks, locks.store, caller, rules
+        self.key, self._token = lock.key, lock.token
         self._renewing: asyncio.Task[Taken] | None = None
-        self.ours = turn.holder == turn.token
+        self.ours = lock.holder == lock.token
 
     async def wait(self) -> bytes | None:
         """Waits for the answer that another process is making, and returns its entry; None when this process must
         make it: it got the lock, the rules' `wait` is over, no entry will come, or the store does not answer."""
         end, pause, self.ours = time.monotonic() + self._rules.wait, POLLS[0], True
         while time.monotonic() < end:
-            taken = await self._store.take_turn(self._caller, self.key, self._token, HELD)
+            taken = await self._store.take_lock(self._caller, self.key, self._token, HELD)
             if taken.holder == self._token:
-                self._turns.hold(self)
+                self._locks.hold(self)
             if taken.holder in (None, OVER, self._token):
                 self.ours = taken.holder == self._token
                 return taken.entry
@@ -77,7 +77,7 @@ class Claim:
         return None
 
     def renew(self) -> None:
-        self._renewing = asyncio.create_task(self._store.take_turn(self._caller, self.key, self._token, HELD))
+        self._renewing = asyncio.create_task(self._store.take_lock(self._caller, self.key, self._token, HELD))
 
     def keep(self, value: bytes, hold: Hold | None) -> None:
         """Remember the answer, which releases the lock, and settle `hold` with it; nothing happens for one above
@@ -92,13 +92,13 @@ class Claim:
 
     def __enter__(self) -> Self:
         if self.ours:
-            self._turns.hold(self)
+            self._locks.hold(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._turns.drop(self)
+        self._locks.drop(self)
         if self._renewing:
             self._renewing.cancel()
         if self.ours:
             over = 0.0 if kind is asyncio.CancelledError else TOLD
-            self._store.end_turn(self._caller, self.key, self._token, over)
+            self._store.free_lock(self._caller, self.key, self._token, over)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.policy import PolicyError
-from gateway.reload import checked
+from gateway.verify import checked
 
 POLICIES = Path(__file__).parents[2] / "policies"
 HEAD = """\

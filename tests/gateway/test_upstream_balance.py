@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.balance import BOUND, FEW, affinity, pick
+from gateway.upstream.balance import BOUND, FEW, affinity, pick
 
 CHANCE = random.Random(7)
 KEYS = [affinity(f"You are a bot.\nquestion {i}") for i in range(6000)]

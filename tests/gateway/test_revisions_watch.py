@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.watch import Watch, folders
+from gateway.revisions.watch import Watch, folders
 from tests.stores import at_once
 
 LONG = 20.0  # seconds; a wake by the time alone would end the test in failure

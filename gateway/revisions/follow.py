@@ -1,4 +1,4 @@
-"""Which policy is in force, which ones were, and what is wrong with the file?"""
+"""Which policy is in force: the file's, or an earlier one in its place?"""
 
 import asyncio
 import contextlib
@@ -7,54 +7,21 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-import msgspec
-
 from gateway.errors import UNREADABLE, BadRequest, NotFound, Overloaded
 from gateway.ids import fingerprint
 from gateway.policy import Policy, PolicyError, Problem, calibration_name, file_text
-from gateway.reload import Attempt, Texts, Trial, attempted
+from gateway.revisions.kept import History, Revision, Rollback, merged
+from gateway.revisions.watch import Watch, folders
 from gateway.store import Store
-from gateway.watch import Watch, folders
+from gateway.verify import Attempt, Texts, Trial, attempted
 
-KEPT = 20  # revisions that can be rolled back to
 POLL = 1.0  # seconds between two looks where the kernel tells of no change; another process's rollback is seen so late
 SETTLE = 0.05  # seconds for which a changed file must stay the same before it is read: it may be half written
 UNSETTLED = 20  # looks at files that keep changing; then they are read as they are
 TOLD = 10  # problems in /ready
 TICK = 0.001  # seconds from one revision to the next where the clock of who wrote that one was ahead of ours
 PREVIOUS = "previous"
-REVISIONS, ROLLBACK = "policy.revisions.", "policy.rollback."  # in the store, before the policy's name
 log = logging.getLogger("gateway")
-
-
-class Revision(msgspec.Struct, frozen=True):
-    """A policy that a file brought into force. `at`: when it last did, in Unix seconds; `digest` is the policy's,
-    `calibration` the text of the calibration that it named, if it did."""
-
-    digest: str
-    name: str
-    revision: str
-    at: float
-    text: str
-    calibration: str | None = None
-
-
-class Rollback(msgspec.Struct, frozen=True):
-    """An earlier revision's text and calibration, in force in place of the file's as long as the file has the
-    fingerprint `instead_of`, and the calibration that it names the one in `beside`, by its name: a change of either
-    ends the rollback.
-    """
-
-    instead_of: str
-    digest: str
-    text: str
-    at: float
-    calibration: str | None = None
-    beside: dict[str, str] = {}
-
-    def replaced(self, path: Path) -> dict[str, str]:
-        """The fingerprints by the files' paths, where the policy's is at `path`."""
-        return {str(path): self.instead_of, **{str(path.parent / name): told for name, told in self.beside.items()}}
 
 
 class Revisions:
@@ -76,7 +43,8 @@ class Revisions:
         use: Callable[[Policy], None],
         count: Callable[[str], None],
     ) -> None:
-        self.path, self.policy, self._store, self._use, self._count = path, policy, store, use, count
+        self.path, self.policy, self._use, self._count = path, policy, use, count
+        self._history = History(store, policy.name)
         self.text: str | None = None
         self.calibration: str | None = None
         self.since = self.at = time.time()
@@ -84,8 +52,9 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
-        self._ended: Rollback | None = None  # by a change of the files here; others' may be the same as before, still
-        self._name, self._rollback_name = policy.name, ROLLBACK + policy.name
+        self._ended: Rollback | None = (
+            None  # which a change of our files ended; on other hosts the files may not have changed yet
+        )
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []
@@ -149,14 +118,14 @@ class Revisions:
             raise NotFound(f"No revision {to!r} is kept; kept are: {', '.join(digests) or 'none'}.", param="to")
         revision = known[wanted]
         made = await asyncio.to_thread(rollback_to, revision, path)
-        await self._store.keep(self._rollback_name, msgspec.json.encode(made) if made else None)
+        await self._history.keep_rollback(made)
         await self.look()
         return revision
 
     async def roll_forward(self) -> None:
         """End the rollback: the file is in force again. Raises Overloaded."""
         self._followed()
-        await self._store.keep(self._rollback_name, None)
+        await self._history.keep_rollback(None)
         await self.look()
 
     def told(self) -> dict[str, object]:
@@ -167,7 +136,7 @@ class Revisions:
     async def known(self) -> list[Revision]:
         """The revisions that can be rolled back to, the newest first."""
         with contextlib.suppress(Overloaded):
-            self._known = merged(self._known, await stored(self._store, self._name))
+            self._known = merged(self._known, await self._history.revisions())
         return self._known
 
     def note(self) -> str:
@@ -189,7 +158,7 @@ class Revisions:
     async def _learn(self) -> None:
         """Read the rollback from the store; while that does not answer, the last known one stands."""
         with contextlib.suppress(Overloaded, *UNREADABLE):
-            self._found = await rolled_back(self._store, self._name)
+            self._found = await self._history.rollback()
 
     async def _counting(self, standing: Rollback | None) -> Rollback | None:
         """The rollback that stands by the files, unless a change of them ended it: then it goes from the store, too."""
@@ -197,7 +166,7 @@ class Revisions:
             self._ended = self._found
         elif standing == self._ended:
             with contextlib.suppress(Overloaded):
-                await self._store.keep(self._rollback_name, None)
+                await self._history.keep_rollback(None)
             return None
         return standing
 
@@ -245,7 +214,7 @@ class Revisions:
         revision = Revision(policy.digest, policy.name, policy.revision, now, text, self.calibration)
         self._known = merged([revision], known)
         with contextlib.suppress(Overloaded):
-            await self._store.keep(REVISIONS + self._name, msgspec.json.encode(self._known))
+            await self._history.keep_revisions(self._known)
 
 
 def rollback_to(revision: Revision, path: Path) -> Rollback | None:
@@ -262,27 +231,6 @@ def rollback_to(revision: Revision, path: Path) -> Rollback | None:
     name = calibration_name(here.document) if here.document else None
     beside = {name: fingerprint(_text(path.parent / name) or "")} if name else {}
     return Rollback(fingerprint(_text(path) or ""), digest, revision.text, time.time(), revision.calibration, beside)
-
-
-async def stored(store: Store, name: str) -> list[Revision]:
-    """The store's revisions of the policy `name`, newest first; none where they are unreadable. Raises Overloaded."""
-    with contextlib.suppress(*UNREADABLE):
-        return msgspec.json.decode(await store.kept(REVISIONS + name) or b"[]", type=list[Revision])
-    return []
-
-
-async def rolled_back(store: Store, name: str) -> Rollback | None:
-    """The store's rollback of the policy `name`. Raises Overloaded, and what is UNREADABLE."""
-    found = await store.kept(ROLLBACK + name)
-    return None if found is None else msgspec.json.decode(found, type=Rollback)
-
-
-def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:
-    """Both lists as one: each digest once, with its latest time, the newest first, KEPT at most."""
-    found: dict[str, Revision] = {}
-    for one in sorted([*ones, *others], key=lambda revision: -revision.at):
-        found.setdefault(one.digest, one)
-    return list(found.values())[:KEPT]
 
 
 def texts(names: Sequence[str]) -> Texts:
