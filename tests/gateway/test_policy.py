@@ -752,9 +752,19 @@ def test_a_list_without_an_item_is_told_beside_a_mistake_elsewhere_and_one_with_
         ("(?:ab|cd){1,7}e", True),
         ("(?:ab|cd){1,8}e", False),
         ("(?:a{1,20}|b{1,20}){2}c", False),
+        ("(?:ab){1000}c", True),
+        ("(?:ab){1001}c", False),
+        ("x{10000}", True),
+        (".{0,30}.{0,30}x{9}", True),
+        (".{0,30}.{0,30}x{10000}", False),
+        ("(?:x{99}|x{98}|x{97}){6}y", False),
+        (r"(?:\w{1,30} ){2}x", True),
+        ("(?:){1000000000}x", False),
+        ("(" * 60 + "x" + "){1}" * 60, True),
+        ("(?:" * 60 + "x" + "){1,2}" * 60, False),
     ],
 )
-def test_a_signal_may_try_a_thousand_ways_from_one_place(pattern: str, fits: bool) -> None:
+def test_a_signal_may_take_a_thousand_paths_and_ten_thousand_steps_from_one_place(pattern: str, fits: bool) -> None:
     text = f"{SMALLEST}signals: {{a: '{pattern}'}}\n"
     if fits:
         assert load_policy(text, {}).signals["a"].pattern == pattern
