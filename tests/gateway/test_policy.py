@@ -219,6 +219,12 @@ def test_what_tiers_take_from_others_counts_in_how_long_a_file_may_be() -> None:
     assert time.process_time() - began < 2, "not each place for each copied key"
 
 
+def test_variables_without_an_end_are_refused_soon() -> None:
+    began = time.process_time()
+    assert "`${` opens no variable" in refused(SMALLEST + "revision: '" + "${A:-" * 20_000 + "'\n")[0]
+    assert time.process_time() - began < 2, "not all that follows for each of them"
+
+
 def test_a_default_that_would_break_each_exchange_is_refused_once_where_it_stands() -> None:
     more = "  deep: {extends: pro}\n"
     wrong = '{top_p: 1, stream: true, "n": 2, model: x, messages: []}'
