@@ -173,9 +173,9 @@ class Cycle:
     """One request and its answer: a Wire to the gateway, and to the connection what uvicorn's own cycle is."""
 
     __slots__ = (
-        "_chunked", "_connection", "_continue", "_flow", "_head", "_left", "_news", "_old", "_pieces",
-        "_transport", "disconnected", "headers", "keep_alive", "method", "more_body", "moved", "path",
-        "response_complete", "response_started", "size",
+        "_chunked", "_connection", "_flow", "_head", "_left", "_news", "_old", "_pieces", "_transport", "disconnected",
+        "headers", "keep_alive", "method", "more_body", "moved", "path", "response_complete", "response_started",
+        "size", "waiting_for_100_continue",
     )  # fmt: skip
 
     def __init__(self, connection: FastConnection, path: str) -> None:
@@ -183,13 +183,12 @@ class Cycle:
         self._connection, self._transport, self._flow = connection, connection.transport, connection.flow
         self.method, self.path, self.headers = parser.get_method().decode(), path, connection.told
         self._old = connection.version == "1.0"
-        self._continue = connection.expect_100_continue
         self._left: Callable[[], None] | None = None
         self._news: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []  # of the request's body
         self._head, self._chunked, self.moved, self.size = b"", False, 0.0, 0  # the size is that of the pieces
         # What the connection reads and sets, by uvicorn's names.
-        self.more_body = True
+        self.more_body, self.waiting_for_100_continue = True, connection.expect_100_continue
         self.disconnected = self.response_started = self.response_complete = False
         self.keep_alive = not self._old and parser.should_keep_alive()
 
@@ -233,7 +232,7 @@ class Cycle:
         return None if self.more_body or self.disconnected else b"".join(self._pieces)
 
     async def read(self, limit: int) -> bytes | None:
-        if self._continue and self.more_body and not self._transport.is_closing():
+        if self.waiting_for_100_continue and self.more_body and not self._transport.is_closing():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while self.more_body and not self.disconnected and self.size <= limit:
             self._flow.resume_reading()

@@ -270,7 +270,7 @@ class Connection(HttpToolsProtocol):
             self.pipeline.popleft()  # the newest
             self._unanswered -= 1
         elif begun:
-            self.cycle.disconnected = True
+            self.cycle.disconnected, self.cycle.waiting_for_100_continue = True, False  # it may send nothing more
             self.cycle.message_event.set()
             self._unanswered -= 1
         if self._unanswered:

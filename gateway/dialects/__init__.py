@@ -92,8 +92,8 @@ DIALECTS = {
 }
 # Members that end up in a prompt, in any dialect.
 PROMPTS = (
-    *("messages", "prompt", "system", "instructions", "input"),
-    *("tools", "functions", "documents", "response_format", "text", "output_config"),
+    *("messages", "prompt", "suffix", "system", "instructions", "input"),
+    *("tools", "functions", "documents", "response_format", "text", "output_config", "chat_template_kwargs"),
 )
 
 

@@ -91,16 +91,18 @@ async def judged(
 
 
 async def escalated(request: ChatRequest, reply: Reply, to: str, send: Send) -> Reply | None:
-    """The answer of tier `to`; `reply` is then closed, and the caller is not charged for it. None: `to` gave no
-    answer."""
+    """The answer of tier `to`; `reply` is then closed. None: `to` gave no answer. Only then is the caller charged for
+    `reply`, and not where it leaves before that is known, since it pays for what `to` did."""
+    start = bill(request, reply)
+    start.kind = "draft"
     other = await send(Route((to,), reply.route.rule if reply.route else "", "escalated"))
     try:
         if other.status != 200:
+            start.kind = "answer"
             reply.waited += other.waited
             await other.close()
             return None
         other.waited += reply.waited
-        bill(request, reply).kind = "draft"
         await reply.close()
     except BaseException:
         await other.close()

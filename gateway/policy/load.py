@@ -26,7 +26,7 @@ TRAPS = {"on": "true", "yes": "true", "y": "true", "off": "false", "no": "false"
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]{0,39})(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][-+]?[0-9]{1,3})?")
 VARIABLE = re.compile(
-    r"(?P<escaped>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|(?P<broken>\$\{)"
+    r"(?P<escaped>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]{0,1000}+)?\}|(?P<broken>\$\{)"
 )
 REPAIRS = {  # what to look at, by libyaml's own words
     "mapping values are not allowed in this context": "keys of a mapping begin in one column; quote text with `: `",

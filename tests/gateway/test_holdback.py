@@ -262,6 +262,8 @@ async def test_a_weak_start_is_let_out_when_the_other_tier_does_not_answer(
             assert answer.headers["x-route-tier"] == "flash"
             assert (decision["holdback"]["outcome"], decision["holdback"]["reason"]) == ("kept", "unanswered")
             assert b"sorry" in answer.data
+        rows = reported(await gate.front.doors.store.ledger(), Asked(by=("tier", "kind"))).rows
+        assert {(row.tier, row.kind) for row in rows} >= {("flash", "answer")}, "it is paid for"
 
 
 @pytest.mark.parametrize(
@@ -321,6 +323,21 @@ async def test_the_caller_pays_for_the_answer_and_not_for_the_start(flash: Sim, 
         (start,) = [row for row in report.rows if row.overhead]
         made = flash.seen()[0]["tokens"]  # some of it after the gateway had left
         assert 0 < start.completion_tokens <= 2 * made, "what came of it, not what it could have made"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_leaves_while_the_other_tier_is_asked_does_not_pay_for_the_start_as_well(
+    flash: Sim, pro: Sim, stream: bool
+) -> None:
+    flash.config(weak="sorry")
+    pro.config(stall_first=60)
+    async with gateway(held_back(flash, pro)) as gate:
+        line = await gate.open(body(stream=stream))
+        await eventually(lambda: bool(pro.seen()))
+        await line.leave()
+        await eventually(lambda: not any(gate.upstream.load().values()))
+        rows = reported(await gate.front.doors.store.ledger(), Asked(by=("tier", "kind"))).rows
+        assert {(row.tier, row.kind) for row in rows} == {("flash", "draft"), ("pro", "answer")}
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -224,6 +224,12 @@ def test_what_tiers_take_from_others_counts_in_how_long_a_file_may_be() -> None:
     assert time.process_time() - began < 2, "not each place for each copied key"
 
 
+def test_variables_without_an_end_are_refused_soon() -> None:
+    began = time.process_time()
+    assert "`${` opens no variable" in refused(SMALLEST + "revision: '" + "${A:-" * 20_000 + "'\n")[0]
+    assert time.process_time() - began < 2, "not all that follows for each of them"
+
+
 def test_a_default_that_would_break_each_exchange_is_refused_once_where_it_stands() -> None:
     more = "  deep: {extends: pro}\n"
     wrong = '{top_p: 1, stream: true, "n": 2, model: x, messages: []}'
@@ -761,9 +767,19 @@ def test_a_list_without_an_item_is_told_beside_a_mistake_elsewhere_and_one_with_
         ("(?:ab|cd){1,7}e", True),
         ("(?:ab|cd){1,8}e", False),
         ("(?:a{1,20}|b{1,20}){2}c", False),
+        ("(?:ab){1000}c", True),
+        ("(?:ab){1001}c", False),
+        ("x{10000}", True),
+        (".{0,30}.{0,30}x{9}", True),
+        (".{0,30}.{0,30}x{10000}", False),
+        ("(?:x{99}|x{98}|x{97}){6}y", False),
+        (r"(?:\w{1,30} ){2}x", True),
+        ("(?:){1000000000}x", False),
+        ("(" * 60 + "x" + "){1}" * 60, True),
+        ("(?:" * 60 + "x" + "){1,2}" * 60, False),
     ],
 )
-def test_a_signal_may_try_a_thousand_ways_from_one_place(pattern: str, fits: bool) -> None:
+def test_a_signal_may_take_a_thousand_paths_and_ten_thousand_steps_from_one_place(pattern: str, fits: bool) -> None:
     text = f"{SMALLEST}signals: {{a: '{pattern}'}}\n"
     if fits:
         assert load_policy(text, {}).signals["a"].pattern == pattern

@@ -58,6 +58,17 @@ def test_without_max_tokens_a_stated_default_is_held() -> None:
     assert bound(request(), BOTH, POLICY).completion == DEFAULT_ANSWER
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"messages": None, "prompt": "a", "suffix": "x" * 1000},  # DeepSeek's own API and SGLang fill the middle
+        {"chat_template_kwargs": {"reasoning_effort": "x" * 1000}},
+    ],
+)
+def test_what_servers_put_into_a_prompt_beside_the_conversation_is_in_its_bound(given: dict[str, Any]) -> None:
+    assert bound(request(**given), BOTH, POLICY).prompt > 1000
+
+
 def test_without_max_tokens_what_a_tier_sets_for_it_is_held_and_is_the_estimate() -> None:
     own: list[dict[str, Any]] = [{"max_completion_tokens": 20_000}, {"max_tokens": 9, "max_completion_tokens": "x"}]
     tiers = {name: replace(tier, set=given) for (name, tier), given in zip(POLICY.tiers.items(), own, strict=True)}

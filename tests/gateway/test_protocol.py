@@ -326,6 +326,16 @@ async def test_what_is_refused_before_the_app_sees_it_is_counted_by_status(flash
             assert f'gateway_protocol_refusals_total{{status="{status}"}} 1.0' in shown
 
 
+async def test_who_is_refused_while_the_gateway_would_ask_for_the_body_hears_that_and_no_failure_is_logged(
+    flash: Sim, pro: Sim, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = CHUNKED + b"expect: 100-continue\r\n\r\nno size\r\n"
+    async with gateway(policy_for(flash, pro)) as gate:
+        for path in (CHAT, "/v1/route"):
+            assert only(await said(gate.port, wrong.replace(CHAT.encode(), path.encode()))).status == 400
+    assert [one.getMessage() for one in caplog.records if one.exc_info] == []
+
+
 async def test_a_refusal_has_the_id_of_the_request_that_it_refuses(flash: Sim, pro: Sim) -> None:
     named, wrong = b"x-request-id: mine\r\n", CHUNKED + b"x-request-id: other\r\n\r\nxyz\r\n"
     async with gateway(policy_for(flash, pro)) as gate:
