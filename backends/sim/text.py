@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _COMMON = re.compile(
@@ -77,23 +78,27 @@ def answer(text: str, model: str, hardness: float, rng: random.Random) -> str:
     """An answer to the last user message `text`, naming the model that gives it."""
     if _GREETING.search(text) and len(text) < 40:
         return f"Hello! This is {model} (simulated). What can I do for you?"
-    wanted = words_wanted(text, hardness)
-    said = [_line(rng.choice(_OPENING), text, rng), f"({model}, simulated.)"]
+    left, line = words_wanted(text, hardness) - 10, _lines(text, rng)
+    said = [line(rng.choice(_OPENING)), f"({model}, simulated.)"]
+    left -= sum(len(one.split()) for one in said)
     paragraph = 3
-    while sum(len(s.split()) for s in said) < wanted - 10:
+    while left > 0:
         paragraph -= 1
-        said.append(_line(rng.choice(_BODY), text, rng) + ("\n\n" if paragraph == 0 else ""))
+        said.append(line(rng.choice(_BODY)) + ("\n\n" if paragraph == 0 else ""))
         paragraph = paragraph or 4
-    said.append(_line(rng.choice(_CLOSING), text, rng))
+        left -= len(said[-1].split())
+    said.append(line(rng.choice(_CLOSING)))
     return " ".join(said).replace("\n\n ", "\n\n")
 
 
 def thought(text: str, hardness: float, rng: random.Random) -> str:
     """The reasoning before an answer: 60 words or more, longer with `hardness` (0 to 1)."""
-    wanted = 60 + int(240 * hardness)
-    said = [_line(_THOUGHT[0], text, rng)]
-    while sum(len(s.split()) for s in said) < wanted:
-        said.append(_line(rng.choice(_THOUGHT[1:]), text, rng))
+    left, line = 60 + int(240 * hardness), _lines(text, rng)
+    said = [line(_THOUGHT[0])]
+    left -= len(said[0].split())
+    while left > 0:
+        said.append(line(rng.choice(_THOUGHT[1:])))
+        left -= len(said[-1].split())
     return " ".join(said)
 
 
@@ -102,8 +107,13 @@ def told(result: str, model: str) -> str:
     return f"The tool returned: {result[:400]} ({model}, simulated.)"
 
 
-def _line(pattern: str, text: str, rng: random.Random) -> str:
-    found = keywords(text)
-    a = rng.choice(found)
-    b = rng.choice([w for w in found if w != a] or ["the rest"])
-    return pattern.format(topic=topic(text), a=a, b=b)
+def _lines(text: str, rng: random.Random) -> Callable[[str], str]:
+    """Fills a pattern with what `text` is about."""
+    found, about = keywords(text), topic(text)
+
+    def line(pattern: str) -> str:
+        a = rng.choice(found)
+        b = rng.choice([w for w in found if w != a] or ["the rest"])
+        return pattern.format(topic=about, a=a, b=b)
+
+    return line
