@@ -9,7 +9,7 @@ from random import SystemRandom
 from typing import Any
 
 from gateway.answer import answer
-from gateway.attached import ending, explained_events, explained_json, explanation, our_lines, stripped_line
+from gateway.attached import ending, explained_events, explained_json, explanation, our_lines, paid_line, stripped_line
 from gateway.dialects import DIALECTS, read
 from gateway.doors import Doors
 from gateway.errors import Forbidden, Leaving, NoWebSocket, Refusal, TooLate, WrongMethod
@@ -137,7 +137,7 @@ class Exchange:
             await self._stream(reply)
         else:
             data = reply.body if isinstance(reply.body, bytes) else b"".join([chunk async for chunk in reply.chunks])
-            await self._wire.write(self._whole(reply, data), more=False)
+            await self._wire.write(self._whole(request, reply, data), more=False)
 
     def _leave(self) -> None:
         """The caller left: its exchange is cancelled, whatever it waits for."""
@@ -166,13 +166,13 @@ class Exchange:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
-    def _whole(self, reply: Reply, data: bytes) -> bytes:
+    def _whole(self, request: ChatRequest, reply: Reply, data: bytes) -> bytes:
         """Starts an answer that comes in one piece; the piece."""
         now = time.perf_counter()
         headers, self._ttft = self._answered(reply, now), now - self._started
         if self._explained and reply.status == 200:
-            data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
-        self._start(reply.status, headers, len(data))
+            data = explained_json(data, explanation(request, reply, self._policy, self._overhead or 0.0))
+        self._start(reply.status, headers + paid_line(request, reply, self._policy), len(data))
         return data
 
     async def _stream(self, reply: Reply) -> None:
@@ -210,7 +210,7 @@ class Exchange:
         if not self._explained or not self._request or not ending(events):
             return events
         model = self._policy.tiers[reply.tier].model
-        decision = explanation(reply, self._policy, self._overhead or 0.0)
+        decision = explanation(self._request, reply, self._policy, self._overhead or 0.0)
         return explained_events(events, self._request, model, decision)
 
     async def _refuse(self, refusal: Refusal) -> None:
