@@ -26,6 +26,7 @@ from gateway.standing import OverLimit
 from gateway.stream import Pieces
 from gateway.types import Caller, ChatRequest
 from gateway.uploads import announced
+from gateway.users import user_of
 from gateway.wire import Wire, header_lines
 
 LAST_WORD = 1.0  # seconds for the caller to take the error event that ends a stream
@@ -246,6 +247,7 @@ class Exchange:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
         model, stream, costs = None, False, []
         parts: tuple[float, ...] = ()
+        user = user_of(request, policy) if request and policy.callers.user else None
         if request:
             model, stream = request.fields.model or "auto", bool(request.fields.stream)
             costs = request.costs or lines(request, policy)
@@ -260,6 +262,7 @@ class Exchange:
         record = Record(  # by position: so many take six times as long by name
             self._id, self._wire.path, status, seconds, self._overhead, policy.version, self._ttft, self._caller,
             model, stream, tier or None, route, decision, cache, usage, error, costs, self._limited, parts, self._trace,
+            user,
         )  # fmt: skip
         doors.telemetry.record(record)
         doors.records.keep(record, policy, request)

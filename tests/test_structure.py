@@ -16,7 +16,7 @@ LAYERS = [
     {"dialects", "agreement", "user_words"},
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire", "reply"},
-    {"turns"},
+    {"turns", "users"},
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads", "served"},
