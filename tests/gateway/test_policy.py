@@ -588,6 +588,10 @@ BAD = {
         SMALLEST + "sessions: {key: ['header:Authorization']}\n",
         "7:18: sessions.key.0: this header carries a secret",
     ),
+    "secret name of users": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {}}, user: 'header:Cookie'}\n",
+        "7:53: callers.user: this header carries a secret",
+    ),
     "prefix before others": (
         SMALLEST + "sessions: {key: [prefix, 'header:x-session-id']}\n",
         "7:11: sessions: every conversation has a prefix: it must be the last key",
