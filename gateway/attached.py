@@ -59,7 +59,8 @@ def stripped_line(request: ChatRequest, policy: Policy) -> bytes:
 def paid_line(request: ChatRequest, reply: Reply, policy: Policy) -> bytes:
     """The header line x-answer-usd of a whole answer: what its caller pays for it. b"" for an error, and from a tier
     without a price."""
-    if reply.status != 200 or not policy.tiers[reply.tier].price.any:
+    price = policy.tiers[reply.tier].price if reply.status == 200 else None
+    if not price or not (price.output_per_m or price.input_per_m):
         return b""
     return b"x-answer-usd: %.9f\r\n" % (charged(request, policy) / NANO)
 

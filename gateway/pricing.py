@@ -160,11 +160,12 @@ def charged(request: ChatRequest, policy: Policy) -> int:
     """Nano-dollars that the caller pays for what it was answered so far. Triage, drafts that were thrown away and calls
     that failed are not its own, nor is a call that was made for another request."""
     money = 0
-    for bill in [one for one in request.bills if one.kind == "answer" and not (one.void or one.lost)]:
+    for bill in request.bills:
+        if bill.kind != "answer" or bill.void or bill.lost:
+            continue
         found = bill.line or line(bill, request, policy)
         money += found.money
-        if not found.estimated:
-            bill.line = found
+        bill.line = None if found.estimated else found
     return money
 
 

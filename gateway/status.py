@@ -107,9 +107,11 @@ def _context(tokens: int) -> dict[str, int]:
 
 def _pricing(price: Price) -> dict[str, dict[str, str]]:
     """US dollars a token, as text; nothing where there is no price."""
+    if not (price.output_per_m or price.input_per_m):
+        return {}
     dollars = (price.input_per_m, price.output_per_m, price.cached_input_per_m)
     told = [f"{dollar / 1e6:.12f}".rstrip("0").rstrip(".") for dollar in dollars]
-    return {"pricing": dict(zip(("prompt", "completion", "input_cache_read"), told, strict=True))} if price.any else {}
+    return {"pricing": dict(zip(("prompt", "completion", "input_cache_read"), told, strict=True))}
 
 
 class Prefixes(BaseRoute):

@@ -92,11 +92,6 @@ class Price:
     cached_input_per_m: Annotated[Dollars, Field(description="prompt tokens served from the KV cache")] = 0.0
     output_per_m: Annotated[Dollars, Field(description="answer tokens")] = 0.0
 
-    @property
-    def any(self) -> bool:
-        """Whether anything costs anything."""
-        return bool(self.input_per_m or self.output_per_m or self.cached_input_per_m)
-
 
 @section
 class Can:
