@@ -120,8 +120,8 @@ def logged(lines: Iterable[bytes]) -> list[Line]:
             more = (had.prompt, had.cached, had.completion, round(had.usd * NANO), 1)
             sums[key] = [a + b for a, b in zip(sums.get(key, (0,) * 5), more, strict=True)]
     return [
-        UserLine(tier, "answer", estimated, *found, caller, day, user)
-        for (tier, caller, day, user, estimated), found in sums.items()
+        UserLine(tier, "answer", estimated, prompt, cached, completion, money, requests, caller, day, user)
+        for (tier, caller, day, user, estimated), (prompt, cached, completion, money, requests) in sums.items()
     ]
 
 
