@@ -9,7 +9,7 @@ from random import SystemRandom
 from typing import Any
 
 from gateway.answer import answer
-from gateway.attached import ending, explained_events, explained_json, explanation, our_lines, stripped_line
+from gateway.attached import ending, explained_events, explained_json, explanation, our_lines, paid_line, stripped_line
 from gateway.dialects import DIALECTS, read
 from gateway.doors import Doors
 from gateway.errors import Forbidden, Leaving, NoWebSocket, Refusal, TooLate, WrongMethod
@@ -26,6 +26,7 @@ from gateway.standing import OverLimit
 from gateway.stream import Pieces
 from gateway.types import Caller, ChatRequest
 from gateway.uploads import announced
+from gateway.users import user_of
 from gateway.wire import Wire, header_lines
 
 LAST_WORD = 1.0  # seconds for the caller to take the error event that ends a stream
@@ -137,7 +138,7 @@ class Exchange:
             await self._stream(reply)
         else:
             data = reply.body if isinstance(reply.body, bytes) else b"".join([chunk async for chunk in reply.chunks])
-            await self._wire.write(self._whole(reply, data), more=False)
+            await self._wire.write(self._whole(request, reply, data), more=False)
 
     def _leave(self) -> None:
         """The caller left: its exchange is cancelled, whatever it waits for."""
@@ -166,13 +167,13 @@ class Exchange:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request
 
-    def _whole(self, reply: Reply, data: bytes) -> bytes:
+    def _whole(self, request: ChatRequest, reply: Reply, data: bytes) -> bytes:
         """Starts an answer that comes in one piece; the piece."""
         now = time.perf_counter()
         headers, self._ttft = self._answered(reply, now), now - self._started
         if self._explained and reply.status == 200:
-            data = explained_json(data, explanation(reply, self._policy, self._overhead or 0.0))
-        self._start(reply.status, headers, len(data))
+            data = explained_json(data, explanation(request, reply, self._policy, self._overhead or 0.0))
+        self._start(reply.status, headers + paid_line(request, reply, self._policy), len(data))
         return data
 
     async def _stream(self, reply: Reply) -> None:
@@ -210,7 +211,7 @@ class Exchange:
         if not self._explained or not self._request or not ending(events):
             return events
         model = self._policy.tiers[reply.tier].model
-        decision = explanation(reply, self._policy, self._overhead or 0.0)
+        decision = explanation(self._request, reply, self._policy, self._overhead or 0.0)
         return explained_events(events, self._request, model, decision)
 
     async def _refuse(self, refusal: Refusal) -> None:
@@ -246,6 +247,7 @@ class Exchange:
         doors, reply, request, policy = self._doors, self._reply, self._request, self._policy
         model, stream, costs = None, False, []
         parts: tuple[float, ...] = ()
+        user = user_of(request, policy) if request and policy.callers.user else None
         if request:
             model, stream = request.fields.model or "auto", bool(request.fields.stream)
             costs = request.costs or lines(request, policy)
@@ -260,6 +262,7 @@ class Exchange:
         record = Record(  # by position: so many take six times as long by name
             self._id, self._wire.path, status, seconds, self._overhead, policy.version, self._ttft, self._caller,
             model, stream, tier or None, route, decision, cache, usage, error, costs, self._limited, parts, self._trace,
+            user,
         )  # fmt: skip
         doors.telemetry.record(record)
         doors.records.keep(record, policy, request)

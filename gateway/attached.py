@@ -12,8 +12,10 @@ from gateway.dialects import CHAT, DIALECTS
 from gateway.errors import BadRequest
 from gateway.explain import explain
 from gateway.policy import Policy
+from gateway.pricing import charged
 from gateway.reply import NOBODY, Reply
 from gateway.splice import STRIPPED, stripped
+from gateway.store import NANO
 from gateway.types import ChatRequest
 from gateway.wire import header_lines
 
@@ -54,9 +56,18 @@ def stripped_line(request: ChatRequest, policy: Policy) -> bytes:
     return header_lines([(b"x-route-stripped", _ascii(", ".join(names)))]) if names else b""
 
 
-def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]:
+def paid_line(request: ChatRequest, reply: Reply, policy: Policy) -> bytes:
+    """The header line x-answer-usd of a whole answer: what its caller pays for it. b"" for an error, and from a tier
+    without a price."""
+    price = policy.tiers[reply.tier].price if reply.status == 200 else None
+    if not price or not (price.output_per_m or price.input_per_m):
+        return b""
+    return b"x-answer-usd: %.9f\r\n" % (charged(request, policy) / NANO)
+
+
+def explanation(request: ChatRequest, reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]:
     """The whole decision as JSON data; of an answer from the cache only what is kept with it. `tier` is the one that
-    answered, `overhead` the gateway's own seconds."""
+    answered, `answer_usd` what the caller pays for that, `overhead` the gateway's own seconds."""
     decision, route = reply.decision, reply.route
     found: dict[str, Any] = {
         "tier": reply.tier,
@@ -64,6 +75,7 @@ def explanation(reply: Reply, policy: Policy, overhead: float) -> dict[str, Any]
         "cache": reply.cache,
         "draft": decision.draft if decision else "none",
         "holdback": msgspec.to_builtins(decision.held) if decision else None,
+        "answer_usd": charged(request, policy) / NANO,
         "overhead_ms": round(overhead * 1000, 3),
     }
     if decision:

@@ -26,6 +26,7 @@ from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.types import Caller, ChatRequest, Decision
 from gateway.uploads import announced, received
+from gateway.users import user_of
 
 FEEDBACK_BYTES = 4096
 OUTCOMES = 10  # of one answer: each is a line among the records, where it pushes out an older one
@@ -195,6 +196,7 @@ def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: f
         model=request.fields.model or "auto",
         decision=made,
         costs=request.costs,
+        user=user_of(request, policy),
     )
 
 

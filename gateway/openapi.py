@@ -148,6 +148,7 @@ _TOLD = [
     ("x-route-cache", "hit, miss, bypass or coalesced"),
     ("x-route-stripped", "Fields that were taken out of the request, where some were"),
     ("x-route-skips", "How the tier's servers skip experts, where they do"),
+    ("x-answer-usd", "What the caller pays for the answer, in US dollars; of JSON answers, from tiers with a price"),
     (
         "x-gateway-overhead-ms",
         "Milliseconds before the first byte that were the gateway's own; waiting for servers is not",

@@ -152,22 +152,35 @@ def cost(price: Price, prompt: int, cached: int, completion: int) -> int:
 
 
 def lines(request: ChatRequest, policy: Policy) -> list[Line]:
-    """A ledger line for each call made for a request: tokens as the servers counted them, else estimated, and then
-    never above what the caller allows."""
-    found: list[Line] = []
+    """A ledger line for each call made for a request."""
+    return [bill.line or line(bill, request, policy) for bill in request.bills if not bill.void]
+
+
+def charged(request: ChatRequest, policy: Policy) -> int:
+    """Nano-dollars that the caller pays for what it was answered so far. Triage, drafts that were thrown away and calls
+    that failed are not its own, nor is a call that was made for another request."""
+    money = 0
     for bill in request.bills:
-        if bill.void:
+        if bill.kind != "answer" or bill.void or bill.lost:
             continue
-        usage, price, cached = bill.usage, policy.tiers[bill.tier].price, 0
-        prompt, completion, estimated = usage.prompt, usage.completion, not usage.complete
-        if estimated or prompt is None or completion is None:
-            prompt, completion, estimated = *estimate(bill, request, policy), True
-        elif usage.cached:
-            cached = min(usage.cached, prompt)
-        money = cost(price, prompt, cached, completion)
-        kind: Kind = "draft" if bill.lost else bill.kind
-        found.append(Line(bill.tier, kind, estimated, prompt, cached, completion, money))
-    return found
+        found = bill.line or line(bill, request, policy)
+        money += found.money
+        bill.line = None if found.estimated else found
+    return money
+
+
+def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
+    """The ledger line of a call: tokens as the server counted them, else estimated, and then never above what the
+    caller allows."""
+    usage, price, cached = bill.usage, policy.tiers[bill.tier].price, 0
+    prompt, completion, estimated = usage.prompt, usage.completion, not usage.complete
+    if estimated or prompt is None or completion is None:
+        prompt, completion, estimated = *estimate(bill, request, policy), True
+    elif usage.cached:
+        cached = min(usage.cached, prompt)
+    money = cost(price, prompt, cached, completion)
+    kind: Kind = "draft" if bill.lost else bill.kind
+    return Line(bill.tier, kind, estimated, prompt, cached, completion, money)
 
 
 def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int]:

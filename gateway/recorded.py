@@ -29,7 +29,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     `status` 499: the caller left before the end. `overhead` is the time before the first byte that was spent neither on
     model servers nor on the caller's sending; None when there was no first byte. `error` is the code of a Refusal or of
     the server, also of one in mid-stream. `costs` is what the calls for it come to, `limited` the limit that refused
-    it. `phases` are what `overhead` was spent on (PHASES). `trace`: where it is sampled.
+    it. `phases` are what `overhead` was spent on (PHASES). `trace`: where it is sampled. `user`: who asked behind the
+    caller's key.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     limited: str | None = None
     phases: Sequence[float] = ()
     trace: Trace | None = None
+    user: str | None = None
 
 
 def phases(overhead: float | None, read: float, decide: float | None) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from gateway.doors import Doors
 from gateway.errors import BadRequest, NotFound, Refusal
 from gateway.facts import resolved
 from gateway.keys import credentials, identify
-from gateway.policy import Policy, serving
+from gateway.policy import Policy, Price, serving
 from gateway.revisions import Revisions
 from gateway.standing import enforcement
 from gateway.telemetry import METRICS
@@ -87,15 +87,31 @@ def model_routes(doors: Doors) -> list[Route]:
 
 
 def _model(name: str, policy: Policy, reach: Sequence[str]) -> dict[str, Any]:
-    """A model as vLLM tells it; agents shorten conversations by `max_model_len`. For `auto` that is the largest of the
-    caller's tiers (`reach`) that chat, since a prompt goes to one that has room for it. Raises NotFound."""
+    """A model as vLLM and OpenRouter tell it; agents shorten conversations by its context, and price answers by
+    `pricing`. For `auto` the context is the largest of the caller's tiers (`reach`) that chat, since a prompt goes to
+    one that has room for it; who answered, the answer's `model` says. Raises NotFound."""
     told: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "tiergate"}
     wish = resolved(name, policy)
     if wish in policy.tiers:
-        return told | {"root": policy.tiers[wish].model, "max_model_len": policy.tiers[wish].can.context}
+        tier = policy.tiers[wish]
+        return told | {"root": tier.model, **_context(tier.can.context), **_pricing(tier.price)}
     tiers = [policy.tiers[tier] for tier in reach]
     longest = max((tier.can.context for tier in tiers if tier.serves("chat")), default=None)
-    return told if longest is None else told | {"max_model_len": longest}
+    return told if longest is None else told | _context(longest)
+
+
+def _context(tokens: int) -> dict[str, int]:
+    """Under the names that clients look for."""
+    return {"max_model_len": tokens, "context_length": tokens}
+
+
+def _pricing(price: Price) -> dict[str, dict[str, str]]:
+    """US dollars a token, as text; nothing where there is no price."""
+    if not (price.output_per_m or price.input_per_m):
+        return {}
+    dollars = (price.input_per_m, price.output_per_m, price.cached_input_per_m)
+    told = [f"{dollar / 1e6:.12f}".rstrip("0").rstrip(".") for dollar in dollars]
+    return {"pricing": dict(zip(("prompt", "completion", "input_cache_read"), told, strict=True))}
 
 
 class Prefixes(BaseRoute):

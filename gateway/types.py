@@ -70,7 +70,8 @@ class Usage:
 class Bill(msgspec.Struct, gc=False):
     """One call to a tier on behalf of a request. `void`: it used nothing. `lost`: it failed before it was relayed.
     `stream`: its answer is a stream. `at`: time.perf_counter() when it began. `server`: the replica that a triage
-    question went to. `made`: about how many tokens a dropped draft had made that the server did not tell of."""
+    question went to. `made`: about how many tokens a dropped draft had made that the server did not tell of. `line`: as
+    it is booked, where that was worked out before."""
 
     tier: str
     kind: Literal["answer", "triage", "draft"]
@@ -81,6 +82,7 @@ class Bill(msgspec.Struct, gc=False):
     at: float = msgspec.field(default_factory=time.perf_counter)
     server: str = ""
     made: int = 0
+    line: Line | None = None
 
 
 @dataclass(frozen=True, slots=True)

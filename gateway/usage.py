@@ -1,14 +1,49 @@
-"""What did callers use, and what did that cost?   The ledger, summed; pure."""
+"""What did callers use, and what did that cost?   The ledger, or lines of the log, summed; pure."""
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
+from gateway.errors import UNREADABLE
 from gateway.store import NANO, SHADOW_ACCOUNT, Line
 
 Heading = Literal["month", "day", "caller", "tier", "kind"]
-HEADINGS: tuple[Heading, ...] = ("month", "day", "caller", "tier", "kind")
-WHOLE = HEADINGS[1:]  # they tell apart all lines of the ledger
+LoggedHeading = Literal[Heading, "user"]
+HEADINGS: tuple[LoggedHeading, ...] = ("month", "day", "caller", "user", "tier", "kind")
+WHOLE: tuple[Heading, ...] = ("day", "caller", "tier", "kind")  # they tell apart all lines of the ledger
+
+
+class Booked(msgspec.Struct, frozen=True, gc=False):
+    """What a caller pays for in one exchange, as in the ledger: tokens, and US dollars. `estimated`: no server counted
+    it."""
+
+    tier: str
+    usd: float
+    prompt: int
+    cached: int
+    completion: int
+    estimated: bool = False
+
+
+class Logged(msgspec.Struct):
+    """The part of an exchange's log line that tells who paid for what."""
+
+    at: float
+    booked: Booked
+    caller: str | None = None
+    user: str | None = None
+
+
+class UserLine(Line, frozen=True, array_like=True, gc=False):
+    """The same as a ledger's line, of one who asked behind the caller's key; "": the log does not say who."""
+
+    user: str = ""
+
+
+_LOGGED = msgspec.json.Decoder(Logged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +55,7 @@ class Asked:
 
     first: str | None = None
     last: str | None = None
-    by: Sequence[Heading] = WHOLE
+    by: Sequence[LoggedHeading] = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +63,7 @@ class Row:
     """A sum of ledger lines. A heading that is not grouped by is None.
 
     `overhead`: the operator's cost (triage, drafts thrown away, answers made to compare), which no caller pays.
-    `estimated`: no server counted it. `prompt_tokens` includes `cached_tokens`.
+    `estimated`: no server counted it. `prompt_tokens` includes `cached_tokens`. Of the ledger no `user` is told.
     """
 
     overhead: bool
@@ -41,6 +76,7 @@ class Row:
     month: str | None = None
     day: str | None = None
     caller: str | None = None
+    user: str | None = None
     tier: str | None = None
     kind: str | None = None
 
@@ -64,6 +100,38 @@ class Report:
     overhead: Total
 
 
+def booked(lines: Iterable[Line]) -> Booked | None:
+    """What the caller pays for of an exchange's ledger lines; None: for nothing."""
+    paid = [line for line in lines if line.kind == "answer"]
+    if not paid:
+        return None
+    _, prompt, cached, completion = _tokens(paid)
+    return Booked(paid[-1].tier, _usd(paid), prompt, cached, completion, any(line.estimated for line in paid))
+
+
+def logged(lines: Iterable[bytes]) -> list[Line]:
+    """What the exchanges that these lines of a log tell of come to; their callers are told by name. Lines of other
+    kinds are passed over, and so is an exchange for which nobody paid."""
+    sums: dict[tuple[str, str, str, str, bool], list[int]] = {}
+    for line in lines:
+        if one := _read(line):
+            day, had = time.strftime("%Y-%m-%d", time.gmtime(one.at)), one.booked
+            key = (had.tier, one.caller or "", day, one.user or "", had.estimated)
+            more = (had.prompt, had.cached, had.completion, round(had.usd * NANO), 1)
+            sums[key] = [a + b for a, b in zip(sums.get(key, (0,) * 5), more, strict=True)]
+    return [
+        UserLine(tier, "answer", estimated, prompt, cached, completion, money, requests, caller, day, user)
+        for (tier, caller, day, user, estimated), (prompt, cached, completion, money, requests) in sums.items()
+    ]
+
+
+def _read(line: bytes) -> Logged | None:
+    try:
+        return _LOGGED.decode(line)
+    except UNREADABLE:
+        return None
+
+
 def reported(lines: Iterable[Line], asked: Asked) -> Report:
     """The lines of the days asked for, grouped and summed; rows are sorted by HEADINGS."""
     chosen = [line for line in lines if (asked.first or "") <= line.day <= (asked.last or "9999")]
@@ -76,11 +144,11 @@ def reported(lines: Iterable[Line], asked: Asked) -> Report:
     return Report(rows, _total(answers), _total(overhead))
 
 
-def _told(line: Line, heading: Heading) -> str:
+def _told(line: Line, heading: LoggedHeading) -> str:
     """The line's value under a heading; the kind of answers that were made for comparison is "shadow"."""
     if heading == "month":
         return line.day[:7]
-    found: str = getattr(line, heading)
+    found: str = getattr(line, heading, "")
     return "shadow" if heading == "kind" and line.caller == SHADOW_ACCOUNT else found
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"dialects", "user_words"},
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire", "reply"},
-    {"turns", "kept", "key_records"},
+    {"turns", "users", "kept", "key_records"},
     {"sessions", "stream", "pulse"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "verify", "admission", "keys", "telemetry", "uploads", "served"},

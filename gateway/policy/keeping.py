@@ -1,13 +1,14 @@
 """What may an operator decide about what is remembered?"""
 
 from dataclasses import field
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from gateway.policy.matching import Range
 from gateway.policy.model import Duration
-from gateway.policy.rules import header_name
+from gateway.policy.rules import source
 from gateway.policy.sections import LISTED, section
 
 
@@ -30,14 +31,6 @@ class Caching:
     when: Annotated[CachingWhen, Field(description="which requests are remembered")] = CachingWhen()
 
 
-def session_key(source: str) -> str:
-    """Raises ValueError for what cannot name a conversation."""
-    kind, _, name = source.partition(":")
-    if source != "prefix" and not (kind in ("header", "metadata") and name):
-        raise ValueError("a session's key is header:NAME, metadata:NAME or prefix")
-    return f"header:{header_name(name)}" if kind == "header" else source
-
-
 @section
 class Sessions:
     """How conversations are told apart, and how long and when one stays on its tier.
@@ -49,7 +42,7 @@ class Sessions:
     """
 
     key: Annotated[
-        tuple[Annotated[str, AfterValidator(session_key)], ...],
+        tuple[Annotated[str, AfterValidator(partial(source, alone="prefix"))], ...],
         LISTED,
         Field(min_length=1, description="what names a conversation: header:NAME, metadata:NAME, prefix"),
     ] = ("header:x-session-id", "metadata:session_id", "prefix")

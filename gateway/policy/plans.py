@@ -1,11 +1,13 @@
 """What may callers do, and what may they spend?"""
 
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from gateway.policy.model import Count, Duration, Name, Several, Share, Window
-from gateway.policy.sections import section
+from gateway.policy.rules import source
+from gateway.policy.sections import LISTED, section
 from gateway.store import Mode
 
 TokenCount = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -92,3 +94,8 @@ class Callers:
     on_store_failure: Annotated[
         OnStoreFailure, Field(description="what becomes of each limit while the store does not answer")
     ] = OnStoreFailure()
+    user: Annotated[
+        tuple[Annotated[str, AfterValidator(partial(source, alone="user"))], ...],
+        LISTED,
+        Field(description="what names who asks behind a key: header:NAME, metadata:NAME, user; it is logged"),
+    ] = ()

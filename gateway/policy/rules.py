@@ -24,6 +24,14 @@ def header_name(name: str) -> str:
     return name.lower()
 
 
+def source(text: str, alone: str) -> str:
+    """What in a request names something: header:NAME, metadata:NAME, or what stands `alone`. Raises ValueError."""
+    kind, _, name = text.partition(":")
+    if text != alone and not (kind in ("header", "metadata") and name):
+        raise ValueError(f"this is header:NAME, metadata:NAME or {alone}")
+    return f"header:{header_name(name)}" if kind == "header" else text
+
+
 def band(text: str) -> str:
     """A band's key: "<0.35" or "else"."""
     if text != "else" and not ASKING.fullmatch(text):

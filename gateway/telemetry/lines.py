@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from gateway.recorded import Record
 from gateway.types import Held, Verdict
+from gateway.usage import Booked, booked
 
 _encoder = msgspec.json.Encoder()
 
@@ -18,6 +19,7 @@ class LogLine(msgspec.Struct, frozen=True):
     out.
 
     `at`: when it ended, in seconds since 1970. `chosen` is the tier that was to answer, `tier` the one that did.
+    `booked`: what the caller pays for. `user`: who asked behind its key, where the policy says how that is known.
     """
 
     at: float
@@ -45,6 +47,8 @@ class LogLine(msgspec.Struct, frozen=True):
     tokens: tuple[int | None, int | None, int | None] | None
     budget: dict[str, Any] | UnsetType
     verdict: Verdict | UnsetType
+    booked: Booked | UnsetType
+    user: str | UnsetType
 
 
 def line(record: Record, model: str | None, at: float) -> LogLine:
@@ -69,7 +73,7 @@ def line(record: Record, model: str | None, at: float) -> LogLine:
     return LogLine(  # by position: so many take six times as long by name
         at, record.id, trace_id, record.path, record.status, record.error, name, plan, model, record.stream, chosen,
         record.tier, rule, reason, record.cache, record.policy, _microseconds(record.seconds), ttft, overhead, draft,
-        won, held, tokens, budget, verdict,
+        won, held, tokens, budget, verdict, booked(record.costs) or UNSET, record.user or UNSET,
     )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ def exchange(record: Record, model: str | None, served: Mapping[str, str]) -> At
             "gateway.request_id": record.id,
             "gateway.caller": caller.name if caller else None,
             "gateway.plan": caller.plan if caller else None,
+            "user.id": record.user,
             "gateway.policy": record.policy,
             "gateway.tier": record.tier,
             "gateway.rule": route.rule if route else None,

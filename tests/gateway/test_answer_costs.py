@@ -1,6 +1,7 @@
 """What answers cost, seen from outside: the ledger beside what the simulated servers counted."""
 
 import asyncio
+import json
 import random
 
 import pytest
@@ -35,13 +36,20 @@ def plan(**limits: object) -> JSON:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_ledger_is_what_the_servers_counted(flash: Sim, pro: Sim, valkey: str, stream: bool) -> None:
+def test_the_ledger_is_what_the_servers_counted_and_what_answers_say_that_they_cost(
+    flash: Sim, pro: Sim, valkey: str, stream: bool
+) -> None:
     async def main(store: Store) -> None:
         policy = policy_for(flash, pro, tiers=PRICES, triage={"speculate": "never"})
         async with gateway(policy, store) as gate:
-            asked = [gate.ask(body(f"{text} {n}", stream=stream)) for n in range(8) for text in (SIMPLE, COMPLEX)]
-            assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+            bodies = [body(f"{text} {n}", stream=stream) for n in range(8) for text in (SIMPLE, COMPLEX)]
+            answers = await asyncio.gather(*(gate.ask(one, x_route_explain="1") for one in bodies))
+            assert {answer.status for answer in answers} == {200}
             found, true = await booked(store, "answer"), counted(flash, pro)
+            routes = [(json.loads(one.events()[-2]) if stream else one.json())["route"] for one in answers]
+            assert round(sum(route["answer_usd"] for route in routes) * NANO) == found["money"]
+            told = [one.headers["x-answer-usd"] for one in answers if not stream]
+            assert told == [f"{route['answer_usd']:.9f}" for route in routes if not stream]
             assert {name: found[name] for name in SUMS} == true
             assert found["money"] == sum(
                 (seen["prompt_tokens"] - seen["cached_tokens"]) * new

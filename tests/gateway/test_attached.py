@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from gateway.attached import explained_events, explained_json, explanation, our_lines
+from gateway.attached import explained_events, explained_json, explanation, our_lines, paid_line
+from gateway.done import nothing
 from gateway.errors import Refusal
 from gateway.reply import Reply
 from gateway.types import ChatRequest, Route
@@ -10,7 +11,8 @@ from loadtest.servers import Sim
 from tests.gateway.serving import CHAT, asked, body
 from tests.tiers import policy_for
 
-POLICY = policy_for(Sim("http://127.0.0.1:1", "f"), Sim("http://127.0.0.1:2", "p"))
+FLASH, PRO = Sim("http://127.0.0.1:1", "f"), Sim("http://127.0.0.1:2", "p")
+POLICY = policy_for(FLASH, PRO)
 TOLD = {"tier": "flash"}
 REQUEST = asked(body(stream=True))
 TEXT = asked({"prompt": "x", "stream": True}, "/v1/completions")
@@ -80,10 +82,20 @@ def test_headers_are_printable_whatever_a_rule_is_called() -> None:
     assert found[b"x-route-policy"] == POLICY.version.encode()
 
 
+@pytest.mark.parametrize(
+    ("tier", "status", "told"),
+    [("flash", 200, b"x-answer-usd: 0.000000000\r\n"), ("flash", 400, b""), ("pro", 200, b""), ("", 502, b"")],
+)
+def test_a_whole_answer_says_what_it_cost_where_its_tier_has_a_price(tier: str, status: int, told: bytes) -> None:
+    priced = policy_for(FLASH, PRO, tiers={"flash": {"price": {"output_per_m": 1.0}}, "pro": {"price": {}}})
+    assert paid_line(REQUEST, Reply(status, [], b"{}", False, tier, nothing), priced) == told
+
+
 def test_a_remembered_answer_is_explained_by_what_is_remembered() -> None:
     reply = Reply.refused(Refusal("x"))
     reply.tier, reply.cache, reply.route = "pro", "hit", Route(("pro",), "triaged", "cache")
-    found = explanation(reply, POLICY, 0.001)
+    found = explanation(REQUEST, reply, POLICY, 0.001)
     assert found["route"] == {"tier": "pro", "rule": "triaged", "reason": "cache"}
+    assert found["answer_usd"] == 0.0
     assert found["policy"] == {"name": POLICY.name, "revision": POLICY.revision, "digest": POLICY.digest}
     assert (found["tier"], found["cache"], found["overhead_ms"], found["draft"]) == ("pro", "hit", 1.0, "none")

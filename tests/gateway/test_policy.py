@@ -137,7 +137,7 @@ def test_the_reference_gives_the_defaults() -> None:
     metered = "{budget: {usd: 5}, pro_share: {max: 1}}"
     plans = f"callers: {{default: {{plan: default}}, plans: {{default: {metered}}}}}\n"
     plain = load_policy(changed("org/Pro,", "org/Pro, price: {output_per_m: 1.0},") + plans, {})
-    assert given.callers == plain.callers
+    assert dataclasses.replace(given.callers, user=()) == plain.callers
     bare = load_policy(SMALLEST + "tests: [{name: x, request: {}, expect: {}}]\n", {}).tests[0]
     for name in ("headers", "load"):
         assert getattr(given.tests[0], name) == getattr(bare, name)
@@ -597,11 +597,15 @@ BAD = {
     ),
     "odd key of sessions": (
         SMALLEST + "sessions: {key: [cookie]}\n",
-        "7:18: sessions.key.0: a session's key is header:NAME, metadata:NAME or prefix",
+        "7:18: sessions.key.0: this is header:NAME, metadata:NAME or prefix",
     ),
     "secret key of sessions": (
         SMALLEST + "sessions: {key: ['header:Authorization']}\n",
         "7:18: sessions.key.0: this header carries a secret",
+    ),
+    "secret name of users": (
+        SMALLEST + "callers: {default: {plan: a}, plans: {a: {}}, user: 'header:Cookie'}\n",
+        "7:53: callers.user: this header carries a secret",
     ),
     "prefix before others": (
         SMALLEST + "sessions: {key: [prefix, 'header:x-session-id']}\n",

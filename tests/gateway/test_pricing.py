@@ -9,7 +9,7 @@ from msgspec import structs
 
 from gateway.fields import MAX_TOKENS, read
 from gateway.policy import Budget, Price, load_policy
-from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, cost, lease, lines, sizes, terms
+from gateway.pricing import DEFAULT_ANSWER, TEMPLATE, TRIAGE_ASKED, bound, charged, cost, lease, lines, sizes, terms
 from gateway.store import NANO, Money
 from gateway.types import Bill, Caller, ChatRequest, Own, Usage
 from tests.tiers import JSON
@@ -52,6 +52,20 @@ def test_a_bound_is_the_bytes_of_the_prompt_and_the_longest_answer_at_the_deares
     assert size(request(metadata={"note": "x" * 1000}, user="x" * 1000)) == size(request())
     two, one = (size(request(messages=None, prompt=[""] * many))[0] for many in (2, 1))
     assert two - one == TEMPLATE + len(', ""')
+
+
+def test_a_caller_pays_for_the_answer_that_it_gets_and_for_nothing_else() -> None:
+    counted = Usage(10, 0, 5, complete=True)
+    answer, more = Bill("pro", "answer", counted), [Bill("flash", "triage", counted), Bill("flash", "draft", counted)]
+    lost, void = Bill("pro", "answer", counted, lost=True), Bill("pro", "answer", counted, void=True)
+    asked = request(*more, lost, void, answer)
+    assert charged(asked, POLICY) == cost(POLICY.tiers["pro"].price, 10, 0, 5)
+    assert charged(request(*more, lost, void), POLICY) == 0
+    assert lines(asked, POLICY) == lines(request(*more, lost, structs.replace(answer, line=None)), POLICY)
+    begun = Bill("pro", "answer", Usage(events=3), stream=True)
+    early = charged(request(begun), POLICY)
+    begun.usage = counted
+    assert charged(request(begun), POLICY) == charged(asked, POLICY) < early, "an estimate is not kept"
 
 
 def test_without_max_tokens_a_stated_default_is_held() -> None:

@@ -7,6 +7,7 @@ from tests.gateway.serving import body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 KEY = "a-key-that-is-long-enough"
+PRICING = {"prompt": "0.00000014", "completion": "0.000012", "input_cache_read": "0.0000000036"}  # dollars a token
 OWN = ["/health", "/ready", "/metrics", "/v1/models", "/v1/key", "/openapi.json", "/docs"]
 
 
@@ -83,7 +84,12 @@ async def test_a_caller_sees_the_models_that_answer_it_and_for_auto_the_longest_
     flash: Sim, pro: Sim
 ) -> None:
     embed = {"model": "e", "replicas": [pro.url], "can": {"chat": False, "embeddings": True}}
-    told = {"flash": {"can": {"context": 400_000}}, "pro": {}, "embed": embed}  # pro: 200,000; embed: 1,048,576
+    price = {"input_per_m": 0.14, "cached_input_per_m": 0.0036, "output_per_m": 12}
+    told = {
+        "flash": {"can": {"context": 400_000}, "price": price},
+        "pro": {"price": {}},
+        "embed": embed,
+    }  # pro: 200,000
     for plan, seen, most in (
         ({"may": []}, ["flash"], 400_000),
         ({"may": ["pro"], "min_tier": "pro"}, ["pro"], 200_000),
@@ -97,6 +103,9 @@ async def test_a_caller_sees_the_models_that_answer_it_and_for_auto_the_longest_
             assert listed[seen[0]]["max_model_len"] == {"flash": 400_000, "pro": 200_000, "embed": 1_048_576}[seen[0]]
             names = [(await gate.get(f"/v1/models/{name}")).json() for name in ("auto:fast", "auto:best", "gpt-4o")]
             assert {model.get("max_model_len") for model in (listed["auto"], *names)} == {most}
+            for model in (*listed.values(), *names):
+                assert model.get("context_length") == model.get("max_model_len")
+                assert model.get("pricing") == (PRICING if model.get("root") == flash.model else None)
 
 
 async def test_who_asks_beside_a_path_is_told_of_it(flash: Sim, pro: Sim) -> None:

@@ -229,12 +229,14 @@ def test_a_call_fails_from_400_on_and_an_exchange_by_an_error_that_is_not_the_ca
         Facts("auto", "ann", "usual"), None, Route(("flash",), "all", "rule"), held=Held("broken", "5xx", 0.1)
     )
     ended = Record(
-        "r1", path, status, 0.5, 0.001, "p", error="upstream_failed", trace=trace, costs=costs, decision=decision
-    )
+        "r1", path, status, 0.5, 0.001, "p", error="upstream_failed", trace=trace, costs=costs, decision=decision,
+        user="u7",
+    )  # fmt: skip
     exchange, call = spans(ended, trace, "auto", {}, Resource({}))
     assert exchange.status.status_code.name == whole
     assert (call.attributes or {}).get("error.type") == error
     assert (exchange.attributes or {})["gateway.cost_usd"] == 0.0025
+    assert (exchange.attributes or {})["user.id"] == "u7"
     assert (exchange.attributes or {})["gateway.holdback"] == "broken"
     assert (exchange.end_time or 0) - (exchange.start_time or 0) == pytest.approx(0.5e9, abs=1e3)
     assert exchange.start_time == pytest.approx(time.time_ns(), abs=60e9)

@@ -1,13 +1,21 @@
 """`tiergate usage`: the ledger of a real Valkey, as people and programs read it."""
 
+import csv
 import json
 import time
+from pathlib import Path
 
+import msgspec
+import pytest
 from typer.testing import CliRunner, Result
 
 from gateway.cli import app
-from gateway.store import Bound, KeyRecord, Limits, Line, Store
+from gateway.store import Bound, KeyRecord, Limits, Line, MemoryStore, Store
+from gateway.usage import Asked, reported
+from loadtest.servers import Sim
+from tests.gateway.serving import COMPLEX, body, gateway
 from tests.stores import on
+from tests.tiers import JSON, policy_for
 
 
 async def fill(store: Store) -> None:
@@ -54,8 +62,37 @@ def test_usage_shows_tokens_and_money_by_caller_and_day_answers_and_overhead_apa
     assert json.loads(usage("--redis", valkey, "--to", "1999-01-01", "--json").stdout)["rows"] == []
 
 
+async def test_logs_tell_the_ledgers_answers_and_who_asked_behind_a_key(
+    flash: Sim, pro: Sim, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    users: JSON = {"plans": {"usual": {}}, "user": ["header:x-user", "user"]}
+    prices: JSON = {tier: {"price": {"input_per_m": 1, "output_per_m": 2}} for tier in ("flash", "pro")}
+    store, hostile = MemoryStore(), '=1,"a"\x1b[2J\n{'
+    async with gateway(policy_for(flash, pro, tiers=prices, callers=users), store, log_exchanges=True) as gate:
+        for who, stream, model in (("ann", True, "pro"), ("ann", False, "flash"), ("", False, "auto")):
+            assert (await gate.ask(body(COMPLEX, model=model, stream=stream), x_user=who)).status == 200
+        await gate.ask(body(user=hostile))
+        await gate.ask(body(user="refused", model="nobody"))
+    ledger = reported(await store.ledger(), Asked(by=("tier",)))
+    written = tmp_path / "log"
+    written.write_text("up\n" + capfd.readouterr().out + '{"at": 1}\n{"at"', encoding="utf-8")
+    found = json.loads(usage("--log", str(written), "--by", "tier", "--json").stdout)
+    answers = [msgspec.to_builtins(row) for row in ledger.rows if not row.overhead]
+    assert found["rows"] == answers
+    assert found["answers"]["usd"] == pytest.approx(ledger.answers.usd, abs=1e-12)
+    whole = written.read_bytes()
+    table = CliRunner().invoke(app, ["usage", "--log", "-", "--by", "user", "--csv"], input=whole).stdout
+    names = [row[2] for row in csv.reader(table.splitlines())]
+    assert names == ["user", "", '\'=1,"a"\\x1b[2J\\n{', "ann"]
+    shown = usage("--log", str(written), "--by", "user").stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["day", "answer", '=1,"a"\\x1b[2J\\n{', "ann", "answers:"]
+    missing = usage("--log", str(tmp_path / "none"))
+    assert (missing.exit_code, missing.stderr) == (1, f"tiergate usage: {tmp_path}/none: No such file or directory\n")
+
+
 def test_a_wrong_day_or_column_says_what_is_right() -> None:
-    for words, told in ((("--from", "yesterday"), "YYYY-MM-DD"), (("--by", "week"), "day, caller, tier, kind")):
+    wrong = [("--from", "yesterday"), ("--by", "week"), ("--by", "user")]  # the ledger knows callers alone
+    for words, told in zip(wrong, ("YYYY-MM-DD", "caller, tier, kind", "caller, tier, kind"), strict=True):
         done = usage("--redis", "redis://127.0.0.1:1", *words)
         assert done.exit_code == 1
         assert told in done.stderr
