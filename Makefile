@@ -20,9 +20,10 @@ torch: $(TORCH)/.installed
 run: $(VENV)/.installed
 	$(BIN)/tiergate demo
 test: test-gateway test-whole test-page test-faults test-backends test-torch
-# A worker more costs 2 s of CPU to import and collect, but tests wait, too: on two cores 72 s with three, 60 with four, 55 with five.
+# A worker more costs 2 s of CPU to import and collect, but tests wait, too: on two quiet cores, one run after
+# the other, 70 s with five and 59 with seven, 103 s of CPU both times (2026-11-24).
 test-gateway: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 5 --dist worksteal
+	$(BIN)/python -m pytest tests/test_structure.py tests/gateway -n 7 --dist worksteal
 # From outside: SDKs, the demo, every command of the pages, boards, manifests.
 test-whole: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore=tests/gateway --ignore=tests/backends --ignore=tests/engines \

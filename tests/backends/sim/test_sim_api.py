@@ -141,6 +141,12 @@ def test_reasoning_streams_under_both_names_when_the_server_says_both() -> None:
         assert used["choices"][0]["message"]["content"].startswith("Hello")
 
 
+def test_an_answer_is_about_as_long_as_was_asked_for(url: str) -> None:
+    for words in (40, 300):
+        said = chat(url, f"Explain tides in {words} words.").json()["choices"][0]["message"]["content"]
+        assert words - 15 <= len(said.split()) <= words + 30
+
+
 def test_stop_ends_the_text_before_it_and_is_named(url: str) -> None:
     choice = chat(url, "hello", stop=["simulated", "zzz"]).json()["choices"][0]
     assert choice["message"]["content"].endswith("(")
