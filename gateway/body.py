@@ -22,18 +22,15 @@ MAX_TOKENS = 1 << 32  # more than any model makes; of so many, stores can add up
 # What a body may hold at most, where we look at each: a megabyte of text costs 1 ms, a megabyte of empty objects 500.
 MAX_VALUES = 1 << 20  # objects, arrays and members in all; as text they would fill a context of a million tokens
 MAX_MESSAGES = 100_000  # Anthropic's own bound; of messages, and of one's pieces
-MAX_MEMBERS = 1024  # of an object that may be edited
-MAX_TOOLS = 4096
+MAX_MEMBERS, MAX_TOOLS = 1024, 4096  # of an object that may be edited; of a request
 MAX_OPTION = 1 << 18  # bytes of a member of OPTIONS, which are decoded whole
 OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata")
 MAX_LIST = 1 << 13  # bytes of a list that vLLM goes through at each token: 500,000 stops took it 54 s (PR 51447)
 LISTS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
 LONGEST = dict.fromkeys(LISTS, MAX_LIST) | dict.fromkeys(OPTIONS, MAX_OPTION)
 SPARE = 100  # frames by which the stack may be deeper when an accepted body is decoded again
-SPACE = ord(" ")
 SHORT = 1 << 14  # bytes of a body that is copied once more, to save walking through it
 SHALLOW = 1024  # bytes that cannot nest deep enough to matter
-
 T = TypeVar("T")
 # These run over JSON that a decoder has accepted, so they need not be strict.
 _KEY = re.compile(rb'[\s,]*("(?:[^"\\]++|\\.)*+")\s*:\s*')
@@ -42,6 +39,8 @@ _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
 _MISSING = re.compile(r"^Object missing required field `(\w+)`")
 
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+TopK = Annotated[float, msgspec.Meta(le=(1 << 31) - 1)]  # a larger one ended SGLang 0.5.23
+Likely = Annotated[float, msgspec.Meta(le=128)]  # as did more than it knows tokens; OpenAI's bound, and vLLM's, is 20
 Turns = Annotated[list[T], msgspec.Meta(max_length=MAX_MESSAGES)]
 Prompts = Annotated[list[T], msgspec.Meta(max_length=MAX_VALUES)]
 Prompt = str | Prompts[str | int | Prompts[str | int]]
@@ -98,6 +97,9 @@ class Fields(msgspec.Struct, gc=False):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     metadata: dict[str, Any] | None = None
+    top_k: TopK | None = None
+    top_logprobs: Likely | None = None
+    logprobs: bool | Likely | None = None
 
     def prompts(self) -> int:
         """How many prompts these are; a list of token ids is one."""
@@ -192,8 +194,7 @@ def _dropped(pieces: list[bytes]) -> bytes:
             before[at] = b"," + before[at]
         left += before[at], value
         first = False
-    left.append(pieces[-1])
-    return b"".join(left)
+    return b"".join((*left, pieces[-1]))
 
 
 def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
@@ -249,7 +250,7 @@ def _usual(data: bytes, members: dict[str, msgspec.Raw]) -> list[bytes] | None:
     if not frames:
         return None
     at, compact, spaced = frames
-    pieces = [*(spaced if data[at] == SPACE else compact)]
+    pieces = [*(spaced if data[at] == 32 else compact)]
     pieces[3::2] = members.values()
     return pieces if b"".join(pieces) == data else None
 

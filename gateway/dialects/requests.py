@@ -8,7 +8,22 @@ from typing import Any
 
 import msgspec
 
-from gateway.body import MAX_PROMPTS, Body, Fields, Message, Part, Prompt, Tokens, Tools, Turns, read, read_as, real
+from gateway.body import (
+    MAX_PROMPTS,
+    Body,
+    Fields,
+    Likely,
+    Message,
+    Part,
+    Prompt,
+    Tokens,
+    Tools,
+    TopK,
+    Turns,
+    read,
+    read_as,
+    real,
+)  # fmt: skip
 from gateway.errors import BadRequest
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
@@ -59,6 +74,8 @@ class _Common(msgspec.Struct):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     metadata: dict[str, Any] | None = None
+    top_k: TopK | None = None
+    top_logprobs: Likely | None = None
 
     def fields(self, messages: list[Message], asked: _Output | None, effort: str | None, most: int | None) -> Fields:
         kind = asked.format.type if asked and asked.format else None

@@ -113,10 +113,20 @@ def test_a_byte_order_mark_in_front_is_no_part_of_the_body() -> None:
         (b'{"stream_options":[]}', "stream_options"),
         (b'{"chat_template_kwargs":"x"}', "chat_template_kwargs"),
         (b'{"cache_salt":1}', "cache_salt"),
+        (b'{"top_k":2147483648}', "top_k"),
+        (b'{"top_k":1e12}', "top_k"),
+        (b'{"top_k":"7"}', "top_k"),
+        (b'{"top_logprobs":129}', "top_logprobs"),
+        (b'{"logprobs":1000}', "logprobs"),
     ],
 )  # fmt: skip
 def test_a_wrong_type_or_size_names_its_field(data: bytes, param: str) -> None:
     assert refused(data).param == param
+
+
+def test_what_a_sampler_takes_is_left_to_the_server() -> None:
+    for text in ('{"top_k":2147483647,"top_logprobs":128,"logprobs":true}', '{"top_k":-1.0,"logprobs":128}'):
+        assert read(text.encode())[0].edit({}) == text.encode()
 
 
 def many(unit: bytes, count: int) -> bytes:
