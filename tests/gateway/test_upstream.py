@@ -105,14 +105,14 @@ async def test_a_4xx_passes_unchanged(flash: Sim, pro: Sim, status: int) -> None
             assert pro.seen() == [], "an answer, not a failure"
 
 
-BEGUN = '{"type": "message_start", "message": {"usage": {"input_tokens": 0}}}'
+STARTED = '{"type": "message_start", "message": {"usage": {"input_tokens": 0}}}'
 WRONG = {"type": "invalid_request_error", "message": "The input is longer than the model's context."}
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("/v1/messages", [BEGUN, json.dumps({"type": "error", "error": WRONG}), '{"type": "message_stop"}']),
+        ("/v1/messages", [STARTED, json.dumps({"type": "error", "error": WRONG}), '{"type": "message_stop"}']),
         (CHAT, [json.dumps({"error": {**WRONG, "type": "BadRequestError", "code": 400}}), "[DONE]"]),
     ],
 )
