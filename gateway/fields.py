@@ -22,6 +22,8 @@ LONGEST = dict.fromkeys(LISTS, MAX_LIST) | dict.fromkeys(OPTIONS, MAX_OPTION)
 
 T = TypeVar("T")
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+TopK = Annotated[float, msgspec.Meta(le=(1 << 31) - 1)]  # a larger one ended SGLang 0.5.23
+Likely = Annotated[float, msgspec.Meta(le=128)]  # as did more than it knows tokens; OpenAI's bound, and vLLM's, is 20
 Turns = Annotated[list[T], msgspec.Meta(max_length=MAX_MESSAGES)]
 Prompts = Annotated[list[T], msgspec.Meta(max_length=MAX_VALUES)]
 Prompt = str | Prompts[str | int | Prompts[str | int]]
@@ -78,6 +80,9 @@ class Fields(msgspec.Struct, gc=False):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     metadata: dict[str, Any] | None = None
+    top_k: TopK | None = None
+    top_logprobs: Likely | None = None
+    logprobs: bool | Likely | None = None
 
     def texts(self) -> list[str]:
         """A completion's prompt; prompts of token ids have none."""

@@ -21,14 +21,16 @@ from gateway.types import Caller, ChatRequest
 
 # Fields that reach past a caller's own request: its queue, other callers' KV blocks, a server's memory and time between
 # two tokens, templates, addresses, code, adapters, metrics, another model or price of a hosted API; and what makes the
-# work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo` is prompt_logprobs.
+# work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo` is prompt_logprobs;
+# `input_ids` are read in place of the messages that we judge and count.
 PRIVILEGED = (
     "priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params", "chat_template",
     "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs", "prompt_embeds", "ignore_eos", "min_tokens",
     "use_beam_search", "prompt_logprobs", "best_of", "stream_interval", "bootstrap_host", "bootstrap_port",
     "bootstrap_room", "custom_labels", "custom_logit_processor", "custom_params", "data_parallel_rank",
     "disagg_prefill_dp_rank", "lora_path", "return_hidden_states", "rid", "routed_dp_rank", "session_params",
-    "echo", "include_reasoning", "stream_reasoning", "repetition_detection", "stop_regex",
+    "echo", "include_reasoning", "stream_reasoning", "repetition_detection", "stop_regex", "input_ids",
+    "embed_overrides", "embed_override_token_id", "images_config", "video_config",
     "n_predict", "n_cmpl", "id_slot", "lora", "grammar_triggers", "repeat_last_n", "generation_config", "processor",
     "service_tier", "web_search_options", "models", "provider", "plugins",
 )  # fmt: skip

@@ -254,6 +254,7 @@ def _form(strategy: Strategy, policy: Policy, *, tools: bool) -> dict[str, Any]:
         form["tool_choice"] = "none"
     if strategy == "choice":
         form["structured_outputs"] = {"choice": list(prompt.labels)}
+        form["regex"] = "|".join(map(re.escape, prompt.labels))  # the same to SGLang; each passes over the other's
     elif strategy == "json_logprobs" and tier.can.json_schema:
         schema = {"name": "verdict", "strict": True, "schema": _schema(prompt)}
         form["response_format"] = {"type": "json_schema", "json_schema": schema}

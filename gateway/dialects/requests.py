@@ -10,7 +10,20 @@ import msgspec
 
 from gateway.body import Body, real
 from gateway.errors import BadRequest
-from gateway.fields import MAX_PROMPTS, Fields, Message, Part, Prompt, Tokens, Tools, Turns, read, read_as
+from gateway.fields import (
+    MAX_PROMPTS,
+    Fields,
+    Likely,
+    Message,
+    Part,
+    Prompt,
+    Tokens,
+    Tools,
+    TopK,
+    Turns,
+    read,
+    read_as,
+)
 
 # Members that refer to what a server kept of an earlier request: each request may go to another server.
 KEPT = ("previous_response_id", "previous_response", "previous_input_messages", "conversation", "prompt")
@@ -60,6 +73,8 @@ class _Common(msgspec.Struct):
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: str | None = None
     metadata: dict[str, Any] | None = None
+    top_k: TopK | None = None
+    top_logprobs: Likely | None = None
 
     def fields(self, messages: list[Message], asked: _Output | None, effort: str | None, most: int | None) -> Fields:
         kind = asked.format.type if asked and asked.format else None

@@ -13,8 +13,10 @@ from gateway.policy import Policy, Tier
 from gateway.served import LIMITS, NO_KEY, key_lines, models
 from gateway.upstream import SERIES
 
-METRICS = tuple(f"vllm:{name}" for name in SERIES)  # what balancing, rules and the page read
-NAMES = re.compile(r"^(vllm:\w+)", re.MULTILINE)
+# What balancing, rules and the page read. SGLang has no counter (the last two) before its first answer.
+METRICS = tuple(f"vllm:{name}" for name in SERIES["vllm"])
+SGLANG = tuple(f"sglang:{name}" for name in SERIES["sglang"][:3])
+NAMES = re.compile(r"^((?:vllm|sglang):\w+)", re.MULTILINE)
 
 
 class Replied(NamedTuple):
@@ -110,9 +112,10 @@ def _metrics(url: str, tier: Tier, reply: Replied) -> list[Finding]:
         return []
     if reply.metrics is None:
         told = f"{url}/metrics does not answer: its queue is not known to rules and balancing"
-        return [warning("", told, "let /metrics through, or say `engine: openai` of what is no vLLM")]
+        fix = "let /metrics through (SGLang: --enable-metrics), or say `engine: openai` of what is neither it nor vLLM"
+        return [warning("", told, fix)]
     missing: Sequence[str] = [metric for metric in METRICS if metric not in reply.metrics]
-    if not missing:
+    if not missing or reply.metrics.issuperset(SGLANG):
         return []
     told = f"{url}/metrics lacks {', '.join(missing)}"
     return [warning("", told, "vLLM 0.12 or newer has them, without --disable-log-stats")]

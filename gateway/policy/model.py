@@ -117,9 +117,9 @@ class Tier:
 
     model: Annotated[str, Field(min_length=1, max_length=256, description="the name that the servers know")]
     replicas: Annotated[Several, Field(min_length=1, description="server URLs: http(s)://host[:port][/prefix]")]
-    engine: Annotated[Literal["vllm", "openai"], Field(description="openai servers are not sent vLLM's own fields")] = (
-        "vllm"
-    )
+    engine: Annotated[
+        Literal["vllm", "openai"], Field(description="vllm: SGLang, too; openai: not sent their own fields")
+    ] = "vllm"
     balance: Annotated[
         Literal["prefix_affinity", "least_inflight", "least_waiting", "round_robin"],
         Field(description="how a replica is chosen"),

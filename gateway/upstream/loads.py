@@ -1,4 +1,4 @@
-"""How busy does a model server say it is?   vLLM's own figures, as of this moment."""
+"""How busy does a model server say it is?   vLLM's own figures or SGLang's, as of this moment."""
 
 import asyncio
 import math
@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from gateway.http1 import Client, Limits, Origin, TransportError, fetch
 
 LIMITS = Limits(connect=0.5, first_byte=1.0, idle=1.0, total=1.0)
-# What is read, by the names of vLLM >= 0.12.
-SERIES = (
-    "num_requests_running",
-    "num_requests_waiting",
-    "kv_cache_usage_perc",
-    "prefix_cache_hits_total",
-    "prefix_cache_queries_total",
-)
+# What is read of an engine: requests that run, requests that wait, the part of the KV cache in use, and of the prompts'
+# tokens those that were cached and all of them. vLLM's names from 0.12 on, SGLang's of 0.5.
+SERIES = {
+    "vllm": (
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_usage_perc",
+        "prefix_cache_hits_total",
+        "prefix_cache_queries_total",
+    ),
+    "sglang": ("num_running_reqs", "num_queue_reqs", "token_usage", "cached_tokens_total", "prompt_tokens_total"),
+}
+_PLACES = {f"{engine}:{name}".encode(): at for engine, names in SERIES.items() for at, name in enumerate(names)}
 # One series for each engine of a data-parallel server. Names that only begin so (..._by_reason) are others.
-_SERIES = re.compile(
-    rb"^vllm:(" + "|".join(SERIES).encode() + rb")(?:\{[^\n]*\})?[ \t]+([0-9.eE+-]+)",
-    re.MULTILINE,
-)
+_SERIES = re.compile(rb"^(" + b"|".join(_PLACES) + rb")(?:\{[^\n]*\})?[ \t]+([0-9.eE+-]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +57,19 @@ async def metrics(client: Client, origin: Origin) -> bytes | None:
 
 def load(text: bytes) -> Load:
     """What the metrics tell; a value that is no number tells nothing."""
-    found: dict[bytes, list[float]] = {}
+    found: list[list[float]] = [[] for _ in SERIES["vllm"]]
     for name, value in _SERIES.findall(text):
-        found.setdefault(name, []).append(_number(value))
+        found[_PLACES[name]].append(_number(value))
 
-    def over(name: bytes, join: Callable[[list[float]], float]) -> float | None:
-        joined = join(found[name]) if name in found else None
+    def over(at: int, join: Callable[[list[float]], float]) -> float | None:
+        joined = join(found[at]) if found[at] else None
         return joined if joined is not None and 0 <= joined < 1e15 else None
 
-    running, waiting = over(b"num_requests_running", sum), over(b"num_requests_waiting", sum)
-    hits, queries = over(b"prefix_cache_hits_total", sum), over(b"prefix_cache_queries_total", sum)
+    running, waiting, hits, queries = (over(at, sum) for at in (0, 1, 3, 4))
     return Load(
         None if running is None else int(running),
         None if waiting is None else int(waiting),
-        over(b"kv_cache_usage_perc", max),
+        over(2, max),
         hits / queries if hits is not None and queries else None,
     )
 

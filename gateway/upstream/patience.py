@@ -1,8 +1,8 @@
 """How long is an answer waited for?   Less where its server stands still and another one is well.
 
 An answer in one piece has no first byte to miss: where its server is frozen, or its engine hangs behind an API server
-that still answers, it would be waited for until the request's time is over. vLLM tells: something in its figures moves
-with each step of its engine, also while that reads a long prompt. Of a host that is gone the kernel tells.
+that still answers, it would be waited for until the request's time is over. vLLM and SGLang tell: among their figures
+some move with each step of the engine, also while that reads a long prompt. Of a host that is gone the kernel tells.
 """
 
 import asyncio
@@ -18,8 +18,10 @@ from gateway.upstream.retry_budget import RetryBudget
 
 LOOKS = 4  # at a server, in the time that a stream's first byte may take, and all but one of them must tell the same
 SILENT = "silent"  # what a look found that had no answer
-_FIGURES = re.compile(rb"^vllm:.*$", re.MULTILINE)
-_ENGINE = b"vllm:generation_tokens_total"  # which no router has that stands before engines
+# Others of SGLang's move by themselves: the time that its processes take, and how often /metrics was asked for.
+_FIGURES = re.compile(rb"^(?:vllm:|sglang:realtime_tokens_total).*$", re.MULTILINE)
+# What no router has that stands before engines.
+_ENGINE = re.compile(rb"^(?:vllm:generation|sglang:realtime)_tokens_total", re.MULTILINE)
 
 
 class Patience:
@@ -90,5 +92,5 @@ class Patience:
 
 
 def _sign(told: bytes) -> object:
-    """What is the same again only where vLLM's engine did nothing; without its figures an answer is a sign of life."""
-    return hash(b"\n".join(_FIGURES.findall(told))) if _ENGINE in told else object()
+    """What is the same again only where the engine did nothing; without its figures an answer is a sign of life."""
+    return hash(b"\n".join(_FIGURES.findall(told))) if _ENGINE.search(told) else object()

@@ -3,9 +3,10 @@
 import logging
 import time
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from gateway.done import nothing
-from gateway.errors import LONGEST_WAIT, Overloaded, Refusal, UpstreamAuth, UpstreamFailed, UpstreamTimeout
+from gateway.errors import LONGEST_WAIT, BadRequest, Overloaded, Refusal, UpstreamAuth, UpstreamFailed, UpstreamTimeout
 from gateway.http1 import Response, TransportError
 from gateway.reply import Reply
 from gateway.stream import Events, broken, read_whole
@@ -117,8 +118,19 @@ async def stream_reply(
     if events.quiet():
         await events.said()
     if events.error is not None:
+        if said := faulted(events.error):
+            body = request.dialect.answers.error(BadRequest(said))
+            return Reply(400, [(b"content-type", b"application/json")], body, False, opened.tier, nothing, usage)
         raise Failed("5xx", UpstreamFailed("The model server failed before it answered."), void=False)
     return Reply(200, headers, events, True, opened.tier, opened.shut, usage)
+
+
+def faulted(error: Any) -> str:
+    """What a server says is wrong with the request itself; "": nothing. SGLang begins the stream of a message before it
+    looks at the request (0.5.23)."""
+    if not isinstance(error, dict) or (error.get("type") != "invalid_request_error" and error.get("code") != 400):
+        return ""
+    return str(error.get("message") or "The model server refused the request.")
 
 
 def refused(refusal: Refusal, kind: str | None, started: float) -> Reply:

@@ -224,6 +224,17 @@ def test_a_request_holds_no_more_prompts_than_fit_into_a_servers_queue(
     assert found.value.param == name
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, RESPONSES])
+def test_no_answer_is_asked_for_by_a_number_that_ends_a_server(path: str) -> None:
+    prompt = DIALECTS[path].prompt[-1]
+    said: JSON = {prompt: [{"role": "user", "content": "x"}] if prompt == "messages" else "x"}
+    for name, most in (("top_k", 2**31 - 1), ("top_logprobs", 128)):
+        assert asked(path, said | {name: most}).body.raw(name) == b"%d" % most
+        with pytest.raises(BadRequest) as found:
+            asked(path, said | {name: most + 1})
+        assert found.value.param == name
+
+
 ODD = st.recursive(
     st.sampled_from([None, True, -1, 1 << 60, 0.5, "", "x", "item_reference", "data:x", "http://x"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "source"]), inner),

@@ -6,7 +6,7 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from gateway.doctor.clock import MOST, clock
 from gateway.doctor.keys import keys
 from gateway.doctor.process import certificate, files, port
 from gateway.doctor.store import store
-from gateway.doctor.tiers import METRICS, Replied, tier_findings
+from gateway.doctor.tiers import METRICS, SGLANG, Replied, tier_findings
 from gateway.key_records import new_admin_key, new_key
 from gateway.keys import Keys
 from gateway.policy import load_policy
@@ -247,6 +247,16 @@ def test_what_a_server_says_is_compared_with_the_policy(
     fine = Replied(200, {pro.model: None}, None, None)
     found = tier_findings(policy, {("flash", flash.url): reply, ("pro", pro.url): fine}, {})
     assert told in said([one._asdict() for one in found], level)
+
+
+@pytest.mark.parametrize("metrics", [METRICS, SGLANG])
+def test_an_engine_that_tells_its_queue_leaves_nothing_to_say(flash: Sim, pro: Sim, metrics: Sequence[str]) -> None:
+    policy = load_policy(policy_text(flash, pro))
+    replies = {
+        (name, server.url): Replied(200, {server.model: None}, frozenset(metrics), None)
+        for name, server in (("flash", flash), ("pro", pro))
+    }
+    assert {one.level for one in tier_findings(policy, replies, {})} == {"ok"}
 
 
 def test_a_key_that_a_server_refuses_is_told_by_its_variable(flash: Sim, pro: Sim) -> None:

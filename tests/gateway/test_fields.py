@@ -43,12 +43,22 @@ MESSAGE = b'{"role":"user","content":"hi"}'
         (b'{"stream_options":[]}', "stream_options"),
         (b'{"chat_template_kwargs":"x"}', "chat_template_kwargs"),
         (b'{"cache_salt":1}', "cache_salt"),
+        (b'{"top_k":2147483648}', "top_k"),
+        (b'{"top_k":1e12}', "top_k"),
+        (b'{"top_k":"7"}', "top_k"),
+        (b'{"top_logprobs":129}', "top_logprobs"),
+        (b'{"logprobs":1000}', "logprobs"),
     ],
 )  # fmt: skip
 def test_a_wrong_type_or_size_names_its_field(data: bytes, param: str) -> None:
     with pytest.raises(BadRequest) as refusal:
         read(data)
     assert refusal.value.param == param
+
+
+def test_what_a_sampler_takes_is_left_to_the_server() -> None:
+    for text in ('{"top_k":2147483647,"top_logprobs":128,"logprobs":true}', '{"top_k":-1.0,"logprobs":128}'):
+        assert read(text.encode())[0].edit({}) == text.encode()
 
 
 def test_null_means_absent() -> None:

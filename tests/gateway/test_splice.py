@@ -199,6 +199,7 @@ def test_a_privileged_field_goes_no_further_unless_the_plan_says_so(name: str) -
         '"grammar_triggers": [{"type": 99, "value": "x"}]',
         '"id_slot": 0',
         '"lora": [{"id": 0, "scale": 0}]',
+        '"input_ids": [1, 2, 3]',  # read in place of the messages
         '"processor": "somebody/else"',
         '"service_tier": "priority"',
         '"web_search_options": {}',

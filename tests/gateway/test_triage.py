@@ -352,6 +352,11 @@ def test_a_prompt_that_thinks_first_is_never_asked_for_a_bare_label() -> None:
     assert json.loads(found.body)["max_tokens"] > 24
 
 
+def test_a_bare_label_is_asked_for_in_vllms_words_and_in_sglangs() -> None:
+    asking = sent(asked(body()), policy_for(FLASH, PRO, triage={"strategy": "choice"}))
+    assert (asking["structured_outputs"], asking["regex"]) == ({"choice": ["simple", "complex"]}, "simple|complex")
+
+
 def test_the_schema_holds_labels_and_no_number() -> None:
     schema = sent(asked(body()), policy_for(FLASH, PRO))["response_format"]["json_schema"]["schema"]
     assert schema["properties"] == {"complexity": {"type": "string", "enum": ["simple", "complex"]}}

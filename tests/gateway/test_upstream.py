@@ -105,6 +105,29 @@ async def test_a_4xx_passes_unchanged(flash: Sim, pro: Sim, status: int) -> None
             assert pro.seen() == [], "an answer, not a failure"
 
 
+STARTED = '{"type": "message_start", "message": {"usage": {"input_tokens": 0}}}'
+WRONG = {"type": "invalid_request_error", "message": "The input is longer than the model's context."}
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/messages", [STARTED, json.dumps({"type": "error", "error": WRONG}), '{"type": "message_stop"}']),
+        (CHAT, [json.dumps({"error": {**WRONG, "type": "BadRequestError", "code": 400}}), "[DONE]"]),
+    ],
+)
+async def test_a_stream_that_begins_with_what_is_wrong_with_the_request_is_a_400(
+    pro: Sim, path: str, said: list[str]
+) -> None:
+    async with scripted(events(*said)) as (url, _), upstream() as door:
+        request = asked(body(stream=True, max_tokens=9), path)
+        reply = await door.send(request, BOTH, policy_for(Sim(url, "m"), pro))
+        told = json.loads(await collected(reply))
+        assert (reply.status, reply.stream, told["error"]["message"]) == (400, False, WRONG["message"])
+        assert told["error"]["type"] == WRONG["type"]
+        assert (pro.seen(), [bill.void for bill in request.bills]) == ([], [True]), "an answer, not a failure"
+
+
 async def test_a_429_that_forbids_retries_is_not_taken_elsewhere(pro: Sim) -> None:
     refused = plain(b'{"error": {}}', "429 Too Many Requests", x_should_retry="false")
     async with scripted(refused) as (url, _), upstream() as door:

@@ -31,6 +31,15 @@ def hangs() -> bytes:
     return plain(b"process_cpu_seconds_total %f\nvllm:generation_tokens_total 7.0\n" % time.monotonic())
 
 
+def sglang_works(steps: Any = itertools.count()) -> bytes:  # noqa: B008  never the same again
+    return plain(b'sglang:realtime_tokens_total{mode="decode"} %d\n' % next(steps))
+
+
+def sglang_hangs(asked: Any = itertools.count()) -> bytes:  # noqa: B008  never the same again
+    own = b'sglang:http_requests_total{endpoint="/metrics"} %d\nsglang:process_cpu_seconds_total 7.0\n' % next(asked)
+    return plain(own + b"sglang:realtime_tokens_total 7.0\n")
+
+
 def routes() -> bytes:
     return plain(b"vllm:current_qps 7.0\n")
 
@@ -95,7 +104,7 @@ async def test_what_a_replica_that_stands_still_was_asked_another_one_answers() 
 async def test_what_halted_one_server_is_asked_of_one_more_at_most() -> None:
     async with (
         upstream() as door,
-        serving(server(hangs, [60])) as (_, first, _),
+        serving(server(sglang_hangs, [60])) as (_, first, _),
         serving(server(hangs, [LONG])) as (_, second, _),
     ):
         request = asked(body())
@@ -149,6 +158,7 @@ class Case(NamedTuple):
 
 CASES = {
     "its engine works": Case(works, {}),
+    "its engine, SGLang, works": Case(sglang_works, {}),
     "its figures are no engine's": Case(routes, {}),
     "it has no figures": Case(tells_no_figures, {}),
     "its figures cannot be read": Case(garbles, {}),

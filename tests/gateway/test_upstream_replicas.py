@@ -294,6 +294,24 @@ def test_a_servers_cache_is_that_of_its_fullest_engine_and_its_hits_are_a_part_o
         assert load(text) == Load(kv_cache=0.5)
 
 
+SGLANG = b"""sglang:num_queue_reqs{dp_rank="0"} 3.0
+sglang:num_queue_reqs{dp_rank="1"} 4.0
+sglang:num_grammar_queue_reqs{dp_rank="0"} 9.0
+sglang:num_running_reqs{dp_rank="0"} 16.0
+sglang:token_usage{dp_rank="0"} 0.25
+sglang:token_usage{dp_rank="1"} 0.5
+sglang:cached_tokens_total{cache_source="device"} 30.0
+sglang:cached_tokens_total{cache_source="host"} 10.0
+sglang:prompt_tokens_total{is_streaming="false"} 60.0
+sglang:prompt_tokens_total{is_streaming="true"} 40.0
+sglang:fwd_occupancy{dp_rank="0"} NaN
+"""
+
+
+def test_sglang_tells_the_same_by_names_of_its_own() -> None:
+    assert load(SGLANG) == Load(running=16, waiting=7, kv_cache=0.5, prefix_hits=0.4)
+
+
 def test_the_shortest_queue_is_asked_while_all_are_known_else_who_has_least_in_flight(flash: Sim, pro: Sim) -> None:
     tier = two(flash, pro.url, balance="least_waiting").tiers["flash"]
     replicas = Replicas()
