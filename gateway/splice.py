@@ -21,6 +21,8 @@ from gateway.types import Caller, ChatRequest
 # Fields that reach past a caller's own request: its queue, other callers' KV blocks, a server's memory and time between
 # two tokens, templates, addresses, code, adapters, metrics, another model or price of a hosted API; and what makes the
 # work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo` is prompt_logprobs.
+# Grammars, and schemas by other names than OpenAI's, as an engine's compiler has no bound: 60,000 nested groups in a
+# `grammar` ended llama.cpp's server, a `json_schema` of 138 bytes held it up for good (2026-11-24).
 PRIVILEGED = (
     "priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params", "chat_template",
     "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs", "prompt_embeds", "ignore_eos", "min_tokens",
@@ -29,6 +31,7 @@ PRIVILEGED = (
     "disagg_prefill_dp_rank", "lora_path", "return_hidden_states", "rid", "routed_dp_rank", "session_params",
     "echo", "include_reasoning", "stream_reasoning", "repetition_detection", "stop_regex",
     "n_predict", "n_cmpl", "id_slot", "lora", "grammar_triggers", "repeat_last_n", "generation_config", "processor",
+    "grammar", "json_schema", "ebnf", "regex", "structural_tag", "guided_grammar", "guided_json", "guided_regex",
     "service_tier", "web_search_options", "models", "provider", "plugins",
 )  # fmt: skip
 _PRIVILEGED = frozenset(PRIVILEGED)

@@ -17,7 +17,7 @@ LAYERS = [
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire", "reply"},
     {"turns"},
-    {"sessions", "stream", "pulse"},
+    {"sessions", "stream", "pulse", "schemas"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "reload", "admission", "keys", "telemetry", "uploads", "served"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},
