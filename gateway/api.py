@@ -20,6 +20,7 @@ from gateway.pricing import lines, terms
 from gateway.pulse import Pulse
 from gateway.recorded import Record, phases
 from gateway.reply import Chunks, Reply
+from gateway.schemas import refuse_patterns
 from gateway.settings import Settings
 from gateway.splice import refuse_links
 from gateway.standing import OverLimit
@@ -163,6 +164,7 @@ class Exchange:
             self._id, caller, self._wire.path, body, fields, self._headers, self._started, [], chance, self._trace
         )
         refuse_links(request)
+        refuse_patterns(request, self._policy)
         if self._explained and not terms(caller, self._policy).plan.explain:
             raise Forbidden("Your API key may not ask for explanations.", code="explain_not_allowed")
         return request

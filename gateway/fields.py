@@ -15,7 +15,8 @@ MAX_TOKENS = 1 << 32  # more than any model makes; of so many, stores can add up
 MAX_MESSAGES = 100_000  # Anthropic's own bound; of messages, and of one's pieces
 MAX_TOOLS = 4096
 MAX_OPTION = 1 << 18  # bytes of a member of OPTIONS, which are decoded whole
-OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata")
+OPTIONS = ("stream_options", "response_format", "chat_template_kwargs", "metadata",
+           "structured_outputs", "text", "output_config")  # fmt: skip
 MAX_LIST = 1 << 13  # bytes of a list that vLLM goes through at each token: 500,000 stops took it 54 s (PR 51447)
 LISTS = ("stop", "stop_sequences", "stop_token_ids", "bad_words")
 LONGEST = dict.fromkeys(LISTS, MAX_LIST) | dict.fromkeys(OPTIONS, MAX_OPTION)

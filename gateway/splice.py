@@ -22,7 +22,9 @@ from gateway.types import Caller, ChatRequest
 # Fields that reach past a caller's own request: its queue, other callers' KV blocks, a server's memory and time between
 # two tokens, templates, addresses, code, adapters, metrics, another model or price of a hosted API; and what makes the
 # work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo` is prompt_logprobs;
-# `input_ids` are read in place of the messages that we judge and count.
+# `input_ids` are read in place of the messages that we judge and count. Grammars, and schemas by other names than
+# OpenAI's, as an engine's compiler has no bound: 60,000 nested groups in a `grammar` ended llama.cpp's server, a
+# `json_schema` of 138 bytes held it up for good (2026-11-24).
 PRIVILEGED = (
     "priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params", "chat_template",
     "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs", "prompt_embeds", "ignore_eos", "min_tokens",
@@ -32,6 +34,7 @@ PRIVILEGED = (
     "echo", "include_reasoning", "stream_reasoning", "repetition_detection", "stop_regex", "input_ids",
     "embed_overrides", "embed_override_token_id", "images_config", "video_config",
     "n_predict", "n_cmpl", "id_slot", "lora", "grammar_triggers", "repeat_last_n", "generation_config", "processor",
+    "grammar", "json_schema", "ebnf", "regex", "structural_tag", "guided_grammar", "guided_json", "guided_regex",
     "service_tier", "web_search_options", "models", "provider", "plugins",
 )  # fmt: skip
 _PRIVILEGED = frozenset(PRIVILEGED)

@@ -18,7 +18,7 @@ LAYERS = [
     {"types", "protocol", "score"},
     {"policy", "usage", "recorded", "wire", "reply"},
     {"turns", "users", "kept", "key_records"},
-    {"sessions", "stream", "pulse"},
+    {"sessions", "stream", "pulse", "schemas"},
     {"splice", "facts", "routing", "cache", "pricing", "standing", "keyfile", "records", "verdict", "calibrate"},
     {"upstream", "explain", "verify", "admission", "keys", "telemetry", "uploads", "served"},
     {"triage", "draft", "holdback", "comparison", "revisions", "shadow", "retries", "drift"},

@@ -169,7 +169,7 @@ class Client:
             if connection is None:
                 connection, now = await self._connect(origin, limits, end), loop.time()
             try:
-                connection.send(head, body, now + limits.first_byte, end, limits.late)
+                connection.send(head, body, now, end, limits)
                 while not connection.head:
                     await connection.news()
                 return Response(self, idle, connection, limits.idle)

@@ -44,13 +44,15 @@ class TransportError(Exception):
 
 class Limits(msgspec.Struct, frozen=True, gc=False):
     """Seconds. `connect` for the connection, `first_byte` for the head and the first body bytes, `idle` between later
-    ones, `total` for everything. `late` is asked when `first_byte` is over: how much more there is, 0 for nothing."""
+    ones, `total` for everything. When `first_byte` is over `late` is asked, when `idle` is `silent`, told for how long:
+    how much more there is, after which it is asked again; 0 for nothing."""
 
     connect: float
     first_byte: float
     idle: float
     total: float
-    late: Callable[[], float] | None = None
+    late: Callable[[float], float] | None = None
+    silent: Callable[[float], float] | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +72,7 @@ class Connection(asyncio.Protocol):
         self._error: TransportError | None = None
         self._deadline = self._end = 0.0
         self._kind: Kind = "first_byte"
-        self._late: Callable[[], float] | None = None
+        self._limits: Limits  # of the exchange
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.head = self.keep = False
@@ -142,18 +144,17 @@ class Connection(asyncio.Protocol):
         return self.status in (204, 304) or any(name in FRAMING for name, _ in self.headers)
 
     # -- our side ----------------------------------------------------------------------------------------------------
-    def send(
-        self, head: bytes, body: bytes, deadline: float, end: float, late: Callable[[], float] | None = None
-    ) -> None:
-        """Send the request's bytes. `deadline` of the head and the first body bytes (`late` as in Limits) and `end` are
-        in the loop's time. Until `head` is set wait for `news`; who fails or gives up then closes with `abort`.
+    def send(self, head: bytes, body: bytes, now: float, end: float, limits: Limits) -> None:
+        """Send the request's bytes. `now` and the `end` of everything are in the loop's time. Until `head` is set wait
+        for `news`; who fails or gives up then closes with `abort`.
         """
         self.head = self.complete = self.keep = self._resting = False
         self._size = 0
         if self._lost:
             self._error = self._gone()
             return
-        self._end, self._deadline, self._late = end, deadline, late
+        deadline = now + limits.first_byte
+        self._end, self._deadline, self._limits = end, deadline, limits
         self._kind = "first_byte"
         if self._fires > deadline or self._fires > end:
             self._set_timer(min(deadline, end))
@@ -265,19 +266,26 @@ class Connection(asyncio.Protocol):
         now = self._loop.time()
         if self.complete and not self._resting:
             return
-        late = now >= self._deadline and not self._chunks  # with chunks waiting, the reader is slow, not the server
-        if now >= self._end or (late and self._over(now)):
+        left = self._left(now) if now < self._end else 0.0
+        if left > 0:
+            self._set_timer(min(now + left, self._end))
+        else:
             kind = "total" if now >= self._end else self._kind
             self._fail(TransportError(kind, f"no answer in time ({kind})", started=self.started))
-        else:
-            self._set_timer(min(self._deadline, self._end) if now < self._deadline else self._end)
 
-    def _over(self, now: float) -> bool:
-        """Whether the time is over whose deadline has passed."""
-        if self._late and self._kind == "first_byte":
-            self._deadline = now + self._late()
-            self._kind = "first_byte" if self._deadline > now else "still"
-        return now >= self._deadline
+    def _left(self, now: float) -> float:
+        """Seconds until the time for the next piece may be over; 0: it is."""
+        if now < self._deadline:
+            return self._deadline - now
+        if self._chunks:
+            return inf  # the reader is slow, not the server
+        if self._kind == "idle":
+            silent = self._limits.silent
+            return silent(now - self._deadline) if silent else 0.0
+        late = self._limits.late
+        more = late(now - self._deadline) if late else 0.0
+        self._kind = "still" if late and not more else "first_byte"
+        return more
 
     def _set_timer(self, at: float) -> None:
         self._cancel_timer()

@@ -1,27 +1,40 @@
-"""How long is an answer waited for?   Less where its server stands still and another one is well.
+"""How long is an answer waited for?   Less where its server stands still.
 
 An answer in one piece has no first byte to miss: where its server is frozen, or its engine hangs behind an API server
-that still answers, it would be waited for until the request's time is over. vLLM and SGLang tell: among their figures
-some move with each step of the engine, also while that reads a long prompt. Of a host that is gone the kernel tells.
+that still answers, it would be waited for until the request's time is over; it is asked of another one that is well. A
+stream may be silent for long, as vLLM sends a whole argument of V4's tools at once; where its engine hangs it ends, for
+which nothing but figures counts, of an engine that says that it is at work: another one's may answer at the same URL.
+vLLM and SGLang tell: among their figures some move with each step of the engine, also while that reads a long prompt.
+Of a host that is gone the kernel tells.
 """
 
 import asyncio
 import re
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 from gateway.http1 import Client, Limits, TransportError, fetch
 from gateway.policy import Policy, Tier
 from gateway.upstream.call import Call
+from gateway.upstream.loads import load
 from gateway.upstream.replicas import Replica, Replicas
 from gateway.upstream.retry_budget import RetryBudget
 
 LOOKS = 4  # at a server, in the time that a stream's first byte may take, and all but one of them must tell the same
 SILENT = "silent"  # what a look found that had no answer
+HUNG = 2  # times what a first byte may take: so long all looks at a silent stream's server found the same figures
 # Others of SGLang's move by themselves: the time that its processes take, and how often /metrics was asked for.
 _FIGURES = re.compile(rb"^(?:vllm:|sglang:realtime_tokens_total).*$", re.MULTILINE)
 # What no router has that stands before engines.
 _ENGINE = re.compile(rb"^(?:vllm:generation|sglang:realtime)_tokens_total", re.MULTILINE)
+
+
+class Figures(NamedTuple):
+    """What vLLM tells, the same again only where its engine did nothing. `running`: requests that this works on."""
+
+    running: int | None
+    digest: int
 
 
 class Patience:
@@ -34,29 +47,45 @@ class Patience:
     def limits(self, call: Call, policy: Policy, replica: Replica, rest: float) -> Limits:
         """The time limits of a call; `rest`: seconds until the request's deadline. An answer in one piece has no other,
         but where the first server asked is found to stand still, a retry is taken from the budget and it ends, of kind
-        "still"."""
+        "still". A silent stream of a server whose engine hangs ends before `idle`."""
         tier = policy.tiers[call.tier]
         times = tier.timeouts
         if call.bill.stream:
-            return Limits(times.connect, times.first_byte, times.idle, rest)
+            silent = partial(self._silent, tier, replica) if tier.engine == "vllm" else None
+            idle = min(times.first_byte, times.idle) if silent else times.idle
+            return Limits(times.connect, times.first_byte, idle, rest, None, silent)
         alone = len(tier.replicas) == 1 or call.again
         if alone or tier.engine != "vllm" or "first_byte" not in policy.failover.on:
             return Limits(times.connect, rest, rest, rest)
         late = partial(self._late, tier, replica, self._budgets[call.tier])
         return Limits(times.connect, min(times.first_byte / LOOKS, rest), rest, rest, late)
 
-    def _late(self, tier: Tier, replica: Replica, budget: RetryBudget) -> float:
+    def _late(self, tier: Tier, replica: Replica, budget: RetryBudget, _: float) -> float:
         """Seconds until an answer is asked about again; 0: it is waited for no longer."""
-        now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
-        if replica not in self._looks and now - replica.signs.at > 0.75 * step:
-            replica.signs.look(now, 2 * step)
-            self._looks[replica] = asyncio.create_task(self._look(replica, step))
+        now, step = self._looked(tier, replica)
         well = self._well(tier)
         if replica.signs.still < (LOOKS - 1.5) * step or not well:
             return step / 2
         replica.stands_still(now)
         free = any(now >= one.busy for one in well)
         return 0.0 if free and budget.spend(now) else step / 2
+
+    def _silent(self, tier: Tier, replica: Replica, over: float) -> float:
+        """Seconds until a stream is asked about again that has been silent for `first_byte` and `over`; 0: it ends."""
+        now, step = self._looked(tier, replica)
+        found, left = replica.signs.found, tier.timeouts.idle - tier.timeouts.first_byte - over
+        if isinstance(found, Figures) and found.running and replica.signs.still >= HUNG * tier.timeouts.first_byte:
+            replica.stands_still(now)
+            return 0.0
+        return max(min(step / 2, left), 0.0)
+
+    def _looked(self, tier: Tier, replica: Replica) -> tuple[float, float]:
+        """The time and the seconds between two looks, of which the next one begins if it is due."""
+        now, step = asyncio.get_running_loop().time(), tier.timeouts.first_byte / LOOKS
+        if replica not in self._looks and now - replica.signs.at > 0.75 * step:
+            replica.signs.look(now, 2 * step)
+            self._looks[replica] = asyncio.create_task(self._look(replica, step))
+        return now, step
 
     def still(self, tier: Tier) -> list[Replica]:
         """Its replicas that seem to stand still, by looks of this moment."""
@@ -93,4 +122,6 @@ class Patience:
 
 def _sign(told: bytes) -> object:
     """What is the same again only where the engine did nothing; without its figures an answer is a sign of life."""
-    return hash(b"\n".join(_FIGURES.findall(told))) if _ENGINE.search(told) else object()
+    if not _ENGINE.search(told):
+        return object()
+    return Figures(load(told).running, hash(b"\n".join(_FIGURES.findall(told))))

@@ -14,23 +14,23 @@ FRESH = 3.0  # seconds for which a reading of a server's queue is believed
 
 
 class Signs:
-    """Of life, of a server that is looked at again and again. `still`: for how many seconds all looks found the same,
+    """Of life, of a server that is looked at again and again. `still`: for how many seconds all looks `found` the same,
     `at`: when the last one began or ended, in the loop's time."""
 
     def __init__(self) -> None:
-        self._found: object = None
+        self.found: object = None
         self._since, self.at, self.still = 0.0, -math.inf, 0.0
 
     def look(self, now: float, gap: float) -> None:
         """A look begins; more than `gap` seconds after the one before they tell nothing together."""
         if now - self.at > gap:
-            self._found, self.still = None, 0.0
+            self.found, self.still = None, 0.0
         self.at = now
 
     def saw(self, sign: object, since: float, now: float) -> None:
         """What the look found, which has been so `since` then at least."""
-        if sign != self._found:
-            self._found, self._since = sign, since
+        if sign != self.found:
+            self.found, self._since = sign, since
         self.still, self.at = now - self._since, now
 
 

@@ -90,6 +90,7 @@ BAD: list[tuple[str, bytes, int, str | None]] = [
     (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "model": "\xe6\xa8\xa1"}', 404, "model"),
     (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 200, None),
     (CHAT, b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, None),
+    (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "tools": [{"pattern": "a{2000}"}]}', 400, "tools"),
     (CHAT, b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b"}", 400, None),
     ("/v1/completions", b"{}", 400, "prompt"),
     ("/v1/completions", b'{"prompt": 7}', 400, "prompt"),

@@ -140,7 +140,7 @@ async def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> 
     async with serving(talk) as (_, origin, server):
         _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
         await asyncio.sleep(0.02)
-        connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
+        connection.send(POST, b"", loop.time(), loop.time() + 1, USUAL)
         with pytest.raises(TransportError) as error:
             await connection.news()
         assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
@@ -197,7 +197,7 @@ async def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) 
     async with serving(talk) as (_, origin, _):
         _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
         await eventually(lambda: connection.started)
-        connection.send(POST, b"", loop.time() + 1, loop.time() + 1)
+        connection.send(POST, b"", loop.time(), loop.time() + 1, USUAL)
         with pytest.raises(TransportError) as error:
             await connection.news()
         assert (error.value.kind, connection.keep) == ("closed", False)

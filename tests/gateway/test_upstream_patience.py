@@ -1,4 +1,4 @@
-"""One of several servers stands still: whose answers are asked of another one, and whose are waited for."""
+"""A server stands still: whose answers are asked of another one, which streams end, and what is waited for."""
 
 import asyncio
 import itertools
@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
+from gateway.errors import Refusal
 from gateway.http1 import Client, Origin
 from gateway.policy import Policy
 from gateway.resolver import Resolver
@@ -15,6 +16,7 @@ from gateway.upstream.replicas import Signs
 from loadtest.servers import Sim
 from tests.gateway.loopback import Peer, Talk, serving
 from tests.gateway.serving import PATIENCE, asked, body, collected, plain, upstream
+from tests.gateway.test_pulse import BEGUN
 from tests.gateway.test_upstream import FIRST, GOOD, NOWHERE
 from tests.tiers import JSON, policy_for
 
@@ -24,11 +26,16 @@ Tells = Callable[[], bytes | None]  # what /metrics answers; None: nothing
 
 
 def works(steps: Any = itertools.count()) -> bytes:  # noqa: B008  never the same again
-    return plain(b"vllm:generation_tokens_total %d\n" % next(steps))
+    return plain(b"vllm:generation_tokens_total %d\nvllm:num_requests_running 1\n" % next(steps))
 
 
-def hangs() -> bytes:
-    return plain(b"process_cpu_seconds_total %f\nvllm:generation_tokens_total 7.0\n" % time.monotonic())
+def hangs(running: int = 1) -> bytes:
+    told = b"process_cpu_seconds_total %f\nvllm:generation_tokens_total 7.0\nvllm:num_requests_running %d\n"
+    return plain(told % (time.monotonic(), running))
+
+
+def rests() -> bytes:
+    return hangs(0)
 
 
 def sglang_works(steps: Any = itertools.count()) -> bytes:  # noqa: B008  never the same again
@@ -201,3 +208,58 @@ def test_looks_tell_something_together_only_where_they_follow_each_other() -> No
         assert signs.still == still
     signs.saw("silent", 36, 51)
     assert signs.still == 15
+
+
+def halting(tells: Tells, seconds: float) -> Talk:
+    """Its stream is silent for so long after the first event."""
+
+    async def talk(peer: Peer) -> None:
+        while (await peer.request()).startswith(b"GET"):
+            told = tells()
+            await (peer.answer(told) if told else peer.left())
+        await peer.answer(BEGUN)
+        await asyncio.sleep(seconds)
+        await peer.answer(b"data: [DONE]\n\n")
+
+    return talk
+
+
+async def streamed(tells: Tells, seconds: float, **tier: Any) -> tuple[bytes, bool]:
+    """What came of a stream that is silent for so long, and whether its server may be asked on."""
+    async with serving(halting(tells, seconds)) as (client, origin, _):
+        door, policy = Upstream(client), one_of(url(origin), **tier)
+        reply = await door.send(asked(body(stream=True)), FIRST, policy)
+        try:
+            told = await asyncio.wait_for(collected(reply), PATIENCE)
+        except Refusal as refusal:
+            told = refusal.message.encode()
+        up = door.states(policy)["flash"].up
+        await door.close()
+        return told, up[0]
+
+
+QUICK = {"first_byte": "50ms"}  # a stream ends after three times that at the soonest
+SILENT: dict[str, tuple[Tells, JSON]] = {
+    "its engine works": (works, {}),
+    "its engine has nothing to do, so this is another's work": (rests, {}),
+    "its figures are no engine's": (routes, {}),
+    "it has no figures": (tells_no_figures, {}),
+    "its figures do not come": (tells_nothing, {}),
+    "its engine is another": (hangs, {"engine": "openai"}),
+    "a first byte may take longer": (hangs, {"timeouts": {"first_byte": "1s"}}),
+}
+
+
+async def test_a_silent_stream_is_waited_for() -> None:
+    found = await asyncio.gather(
+        *(streamed(tells, 0.25, **{"timeouts": QUICK} | tier) for tells, tier in SILENT.values())
+    )
+    whole = b'data: {"choices": []}\n\ndata: [DONE]\n\n'
+    assert dict(zip(SILENT, found, strict=True)) == dict.fromkeys(SILENT, (whole, True))
+
+
+async def test_a_silent_stream_ends_where_its_engine_hangs_and_when_it_was_silent_for_as_long_as_it_may() -> None:
+    limited = {"timeouts": QUICK | {"idle": "150ms"}}
+    hung, late = await asyncio.gather(streamed(hangs, 60), streamed(works, 60, **limited))
+    told = b"The model server did not answer in time (idle)."
+    assert (hung, late) == ((told, False), (told, True))

@@ -1,0 +1,128 @@
+"""Which patterns in a request hold up a model server, and which pass."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.dialects import CHAT, read
+from gateway.errors import BadRequest
+from gateway.policy import load_policy
+from gateway.schemas import refuse_patterns, written
+from gateway.types import Caller, ChatRequest
+from tests.tiers import JSON
+
+UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+LONG = ".*a.{4000}b"  # which vLLM's 0.32 compiles for 18 s
+TALK: JSON = {"messages": [{"role": "user", "content": LONG}]}
+POLICY = load_policy(
+    """\
+schema: 1
+tiers: {flash: {model: m, replicas: ["http://h"]}}
+rules: [{id: all, route: flash}]
+callers: {default: {plan: usual}, plans: {usual: {}, free: {fields: [pattern]}}}
+"""
+)
+
+
+def asked(member: JSON, plan: str = "usual", escaped: bytes = b"pattern") -> ChatRequest:
+    said = {**TALK, "metadata": {"pattern": LONG}, **member}
+    return seen(json.dumps(said).encode().replace(b"pattern", escaped), plan)
+
+
+def seen(data: bytes, plan: str = "usual", path: str = CHAT) -> ChatRequest:
+    body, fields = read(path, data)
+    return ChatRequest("r", Caller("1", "ann", plan, "salt"), path, body, fields, {}, 0.0)
+
+
+def string(**more: Any) -> JSON:
+    return {"type": "object", "properties": {"a": {"type": "string", **more}}}
+
+
+def format_of(schema: JSON) -> JSON:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+
+
+def tools(*schemas: JSON) -> JSON:
+    return {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}} for schema in schemas]}
+
+
+REFUSED = {
+    "a schema": format_of(string(pattern=LONG)),
+    "a name": format_of({"patternProperties": {LONG: {}}}),
+    "a part of it": format_of({"anyOf": [{"$defs": {"x": string(pattern=LONG)}}]}),
+    "a grammar of tags": {"response_format": {"type": "structural_tag", "format": {"type": "regex", "pattern": LONG}}},
+    "a tool": tools({}, string(pattern=LONG)),
+    "several together": tools(*(string(pattern=f"^.{{{500 + i}}}$") for i in range(4))),
+    "vLLM's own": {"structured_outputs": {"regex": LONG}},
+    "vLLM's own, as text": {"structured_outputs": {"json": json.dumps(string(pattern=LONG))}},
+    "vLLM's own, unreadable as text": {"structured_outputs": {"json": '{"maximum": NaN}'}},
+}
+PASS = {
+    "usual ones": tools(*(string(pattern=UUID) for _ in range(200))),
+    "a long choice": format_of(string(pattern=f"^({'|'.join(map(str, range(100, 300)))})$")),
+    "a parameter of the name": tools(string(), {"properties": {"pattern": {"type": "string"}, "regex": {}}}),
+    "what is none": format_of({"pattern": 5, "patternProperties": ["x"], "enum": ["pattern", None, 1e300]}),
+    "no constraint": {"structured_outputs": None, "response_format": None, "tools": None},
+    "a choice": {"structured_outputs": {"choice": ["a", "b"]}},
+}
+
+
+@pytest.mark.parametrize("member", REFUSED.values(), ids=REFUSED)
+def test_patterns_that_hold_up_a_server_for_all_are_refused_unless_the_plan_says_so(member: JSON) -> None:
+    request = asked(member)
+    with pytest.raises(BadRequest) as refusal:
+        refuse_patterns(request, POLICY)
+    assert [refusal.value.param] == [*member] or refusal.value.param is None
+    refuse_patterns(asked(member, "free"), POLICY)
+
+
+@pytest.mark.parametrize("member", PASS.values(), ids=PASS)
+def test_patterns_of_the_usual_length_pass(member: JSON) -> None:
+    refuse_patterns(asked(member), POLICY)
+
+
+@pytest.mark.parametrize("escaped", [b"p\\u0061ttern", b"\\u0070attern", b"patter\\u006E"])
+def test_no_escape_hides_a_pattern(escaped: bytes) -> None:
+    request = asked(tools(string(pattern=LONG)), escaped=escaped)
+    with pytest.raises(BadRequest):
+        refuse_patterns(request, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("path", "member"),
+    [
+        ("/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema", "schema": string(pattern=LONG)}}}),
+        ("/v1/messages", {**TALK, "output_config": {"format": {"json_schema": string(pattern=LONG)}}}),
+    ],
+)
+def test_the_other_dialects_schemas_are_looked_at_too(path: str, member: JSON) -> None:
+    request = seen(json.dumps(member).encode(), path=path)
+    with pytest.raises(BadRequest):
+        refuse_patterns(request, POLICY)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "least", "most"),
+    [
+        ("", 0, 0),
+        ("abc", 3, 3),
+        (r"\{999}[x{999}(]", 6, 8),
+        ("a{5}", 5, 7),
+        ("a{5,}", 5, 7),
+        ("a{,5}", 5, 7),
+        ("(ab){10}", 41, 41),
+        ("(?:(a{9}){9}|b)c", 81, 130),
+        ("[](a{20}){20}", 400, 480),  # JavaScript's empty class
+        ("a{0000000000500}", 500, 503),
+        ("a{}{,}{x}", 1, 9),
+        (")" * 9 + "(" * 9, 18, 18),
+        ("(" * 50_000, 1001, 1001),
+        ("[" * 50_000, 1001, 1001),
+        ("((a{0,100}){0,100}){0,100}", 1001, 2e6),
+        ("a{99999999999999999999}", 1001, 1e10),
+        ("a" + "{1}" * 50_000, 1001, 1001),
+    ],
+)
+def test_a_pattern_is_as_long_as_its_repeats_written_out(pattern: str, least: int, most: float) -> None:
+    assert least <= written(pattern) <= most
