@@ -16,10 +16,10 @@ from gateway.cli.keyfile import KeyFileStore
 from gateway.errors import Refusal
 from gateway.keyfile import KeyFile
 from gateway.keys import Keys, new_admin_key, new_key
-from gateway.recorded import read
 from gateway.store import KeyRecord, Limits, Line, MemoryStore
 from loadtest.servers import Sim
 from tests.gateway.serving import Gateway, body, eventually, gateway
+from tests.gateway.test_recorded import read
 from tests.tiers import policy_for
 
 ADMIN_KEY = secrets.token_hex(32)
