@@ -15,7 +15,6 @@ from gateway.policy.problems import Path, PolicyError, Problem, suggestion
 from gateway.policy.references import check, children, mapping
 from gateway.policy.rules import Rule
 
-FILE = TypeAdapter(PolicyFile)
 ABSENT = ("missing", "unexpected_keyword_argument")
 EXPECTED = {
     "bool_type": "expected true or false",
@@ -27,12 +26,18 @@ EXPECTED = {
 }
 
 
+@cache  # a fifth of what importing the policy takes, and most commands read none
+def form() -> TypeAdapter[PolicyFile]:
+    """What checks the form of a policy file, and describes it."""
+    return TypeAdapter(PolicyFile)
+
+
 def build(document: Document) -> Policy:
     """The policy that `document` describes, without its candidate. Raises PolicyError with all that is wrong in it."""
     inherit_all(document)
     check(document)
     try:
-        written = FILE.validate_json(json.dumps(document.data), strict=True)
+        written = form().validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         note(document, error.errors(include_url=False, include_input=False))
         raise PolicyError(once(document)) from None
@@ -186,7 +191,7 @@ def expected(error: ErrorDetails, path: Path) -> str:
 @cache  # 40 ms to make, and a file may have many unknown keys
 def shape() -> dict[str, Any]:
     """What a policy file may hold, as JSON Schema."""
-    return FILE.json_schema()
+    return form().json_schema()
 
 
 def known_keys(path: Path) -> list[str]:
