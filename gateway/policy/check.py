@@ -1,6 +1,7 @@
 """Is a policy file valid?"""
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from gateway.policy.references import check, children, mapping
 from gateway.policy.rules import Rule
 
 ABSENT = ("missing", "unexpected_keyword_argument")
+ANYWHERE = ("", "")
 EXPECTED = {
     "bool_type": "expected true or false",
     "string_type": "expected text",
@@ -54,15 +56,29 @@ def build(document: Document) -> Policy:
 
 def check_reach(document: Document, rules: tuple[Rule, ...]) -> None:
     """Notes rules that can never decide, because an earlier one matches all that they match."""
+    earlier: dict[tuple[str, str], list[int]] = {}
     for at, rule in enumerate(rules):
         asked = {check.key: check.values for check in rule.checks}
-        wider = next((before for before in range(at) if rules[before].covers(asked)), None)
+        one_of = [(key, next(iter(values))) for key, values in asked.items() if isinstance(values, frozenset)]
+        before = (other for place in (ANYWHERE, *one_of) for other in earlier.get(place, ()))
+        wider = min((other for other in before if rules[other].covers(asked)), default=None)
+        for place in found_by(rule, earlier):
+            earlier.setdefault(place, []).append(at)
         if wider is None:
             continue
         line, all_of_it = document.values[("rules", wider)][0], not rules[wider].when
         path: Path = ("rules", at) if all_of_it else ("rules", at, "when")
         what = "every request" if all_of_it else "all that this one does"
         document.blame(path, f"never reached: the rule on line {line} matches {what}")
+
+
+def found_by(rule: Rule, taken: Mapping[tuple[str, str], Sequence[int]]) -> list[tuple[str, str]]:
+    """By which key and value a rule is found that may match all that another one does: it then wants each value that
+    the other one wants. Of its keys the one by which fewest are found (`taken`); ANYWHERE where it wants none."""
+    found = [
+        [(check.key, value) for value in check.values] for check in rule.checks if isinstance(check.values, frozenset)
+    ]
+    return min(found, key=lambda ways: max(len(taken.get(way, ())) for way in ways), default=[ANYWHERE])
 
 
 def once(document: Document) -> list[Problem]:
