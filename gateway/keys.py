@@ -26,6 +26,7 @@ ID_LENGTHS = range(8, 33)
 LONGEST_NAME = 128  # characters
 ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a caller's key
 NO_HASH = "0" * 64
+OPEN = [field.name for field in dataclasses.fields(KeyRecord) if not field.name.endswith("hash")]
 _SHOWN = "Send 'Authorization: Bearer YOUR_KEY' or 'x-api-key: YOUR_KEY'."
 
 
@@ -243,7 +244,7 @@ def _over(until: float | None) -> bool:
 
 def shown(record: KeyRecord) -> dict[str, Any]:
     """The record without its hashes."""
-    return {name: value for name, value in dataclasses.asdict(record).items() if not name.endswith("hash")}
+    return {name: getattr(record, name) for name in OPEN}
 
 
 def _until(presented: str, record: KeyRecord | None, secret: bytes) -> float | None:
