@@ -265,4 +265,4 @@ def explanation(asked: Asked, policy: Policy, load: Mapping[str, int]) -> Json:
         load=dict(load),
         verdict=said,
     )
-    return explain(facts_of(test, policy), stub(test, policy), policy)
+    return {**explain(facts_of(test, policy), stub(test, policy), policy)}
