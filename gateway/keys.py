@@ -186,10 +186,12 @@ def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tu
 
 
 def changed(record: KeyRecord, **fields: Any) -> KeyRecord:
-    """Raises ValueError for the admin key, and for one that is revoked: it stays so."""
+    """The record with these fields; its own dollars take their window along, which the plan's would have else. Raises
+    ValueError for the admin key, and for one that is revoked: it stays so."""
     if record.id == ADMIN or record.revoked is not None:
         raise ValueError("no active key of a caller has this id")
-    return dataclasses.replace(record, **fields)
+    taken = record.usd is not None and fields.get("usd", record.usd) is None
+    return dataclasses.replace(record, **({"window": None} if taken else {}) | fields)
 
 
 def rotation(secret: bytes, key_id: str, keep: str | None) -> tuple[str, Callable[[KeyRecord], KeyRecord]]:

@@ -131,7 +131,7 @@ async def test_a_key_is_made_listed_used_changed_rotated_and_revoked(
         assert "hash" not in made
         at = f"/admin/keys/{made['id']}"
         changed = await gate.ask({"usd": None, "name": "eve", "requests_per_minute": 7}, at, "PATCH", **RIGHT)
-        told = {**json.loads(listed.data)[0], "usd": None, "name": "eve", "requests_per_minute": 7}
+        told = {**json.loads(listed.data)[0], "usd": None, "window": None, "name": "eve", "requests_per_minute": 7}
         assert (changed.status, changed.json()) == (200, told)
         key = (await gate.ask(None, f"{at}/rotate", **RIGHT)).json()["key"]
         await asyncio.sleep(1.01)
