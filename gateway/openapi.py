@@ -187,7 +187,7 @@ def _document(app: FastAPI, shapes: Sequence[type]) -> JSON:
     told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
     told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
     named = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")[1]
-    told["components"]["schemas"] |= {name: one | {"description": plain(one)} for name, one in named.items()}
+    told["components"]["schemas"] |= {name: one | {"description": _plain(one)} for name, one in named.items()}
     schemes = told["components"]["securitySchemes"]
     schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
     schemes["x-api-key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same"}
@@ -195,7 +195,7 @@ def _document(app: FastAPI, shapes: Sequence[type]) -> JSON:
     return told
 
 
-def plain(schema: JSON) -> str:
+def _plain(schema: JSON) -> str:
     """Its description, a docstring, on one line."""
     return " ".join(schema["description"].split())
 

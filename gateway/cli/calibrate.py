@@ -63,7 +63,7 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     try:
         kept, digest = hashed(records)
         decisions = examples(kept, agree, without or ())
-        kept.clear()  # a third of the memory
+        kept.clear()  # beside the examples they would take their memory until the end
         with working(f"fitting to {len(decisions)} outcomes"):
             asked = (decisions, wanted, split, explore)
             found = moved(before, *asked) if before else fitted(*asked)
