@@ -226,7 +226,7 @@ def _keys(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
 def _changes(routes: APIRouter, keys: Keys, policy: Callable[[], Policy]) -> None:
     @routes.patch("/keys/{key_id}", summary="Change a key of the store, which stays the same key")
     async def change(key_id: str, wanted: ChangedKey) -> Shown:
-        """Counts within a second. What was used of a limit stays used."""
+        """Counts within a second. What was used of a limit stays used; `usd` null takes `window` along."""
         fields = _given(wanted, policy())
         record = await _changed(keys, key_id, lambda record: changed(record, **fields), "changed")
         return Shown(source="store", **shown(record))

@@ -27,7 +27,7 @@ from gateway.policy import (
     schema,
 )
 from gateway.recorded import Recorded, RecordError
-from gateway.replay import Unrecorded, between
+from gateway.replay import Deciding, Unrecorded, between
 from gateway.revisions import PREVIOUS, Revision, Revisions
 from gateway.uploads import received
 from gateway.verify import Attempt, Trial, attempted, facts_of, parsed_verdict, stub
@@ -240,9 +240,9 @@ def compare(text: str, revisions: Revisions, lines: list[bytes]) -> Json:
     new, after = right(tried(text, revisions))
     changes = [{"path": path, "a": one, "b": other} for path, one, other in differences(before, after)]
     found: Json = {"changes": changes, "records": len(lines), "undecided": 0, "moves": [], "unjudged": None}
-    rows = [_RECORD.decode(line) for line in lines]
+    decided = Deciding(old, new)
     try:
-        moves, undecided = between(rows, old, new)
+        moves, undecided = between([decided(_RECORD.decode(line)) for line in lines])
     except (Unrecorded, RecordError) as error:
         return found | {"unjudged": str(error)}
     return found | {"undecided": undecided, "moves": [asdict(move) for move in moves]}
@@ -265,4 +265,4 @@ def explanation(asked: Asked, policy: Policy, load: Mapping[str, int]) -> Json:
         load=dict(load),
         verdict=said,
     )
-    return explain(facts_of(test, policy), stub(test, policy), policy)
+    return {**explain(facts_of(test, policy), stub(test, policy), policy)}

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -17,8 +17,9 @@ from gateway.body import Body
 from gateway.dialects import CHAT, TEXT, read
 from gateway.doors import Doors
 from gateway.errors import UNREADABLE, BadRequest, Forbidden, NotFound
-from gateway.explain import explain
+from gateway.explain import Explanation, explain
 from gateway.keys import credentials, identify, refuse_foreign
+from gateway.openapi import DECIDED, KEYED, shaped
 from gateway.policy import Policy, serving
 from gateway.pricing import terms
 from gateway.recorded import WEAK, Outcome, Record
@@ -37,6 +38,8 @@ ASKED = {"messages": CHAT, "prompt": TEXT, "input": "/v1/responses"}
 
 
 class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    """`request_id`: the answer's x-request-id."""
+
     request_id: str
     outcome: Outcome
 
@@ -68,31 +71,21 @@ class Ratings:
             self._counts.popitem(last=False)
 
 
-def _taking(schema: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAPI says of a route that takes such a body and a caller's key."""
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    return {"security": [{"key": []}], "requestBody": body}
+class Rated(TypedDict):
+    """The outcome is attached to that answer."""
+
+    request_id: str
+    recorded: bool
 
 
-_ASKED = _taking({"type": "object"})
-_OUTCOME = {
-    "type": "object",
-    "required": ["quality"],
-    "additionalProperties": False,
-    "properties": {
-        "quality": {"type": "number", "minimum": 0, "maximum": 1},
-        "source": {"type": "string", "maxLength": 64, "default": "caller"},
-        "tiers": {"type": "object", "additionalProperties": {"type": "number"}},
-    },
-}
-_JUDGED = _taking({
-    "type": "object",
-    "required": ["request_id", "outcome"],
-    "properties": {
-        "request_id": {"type": "string", "description": "the answer's x-request-id"},
-        "outcome": _OUTCOME,
-    },
-})  # fmt: skip
+SHAPES = (Explanation, Feedback, Rated)  # of what comes and goes, for OpenAPI
+
+
+def _told(body: dict[str, Any], answer: type) -> dict[str, Any]:
+    """What OpenAPI says of a route that takes such a body and a caller's key, and gives that shape."""
+    content = {"application/json": {"schema": shaped(answer)}}
+    taken = {"required": True, "content": {"application/json": {"schema": body}}}
+    return {**KEYED, "requestBody": taken, "responses": {"200": {"content": content}}}
 
 
 def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
@@ -103,7 +96,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
         refuse_foreign(request.headers, doors.keys, settings.cors_origins)
         return await identify(credentials(request.headers), doors.keys, policy.callers)
 
-    @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_ASKED)
+    @routes.post(ROUTE, summary="Where would this request go, and why?", openapi_extra=_told(DECIDED, Explanation))
     async def route(request: Request) -> Response:
         started, policy = time.perf_counter(), doors.policy
         caller = await caller_of(request, policy)
@@ -122,7 +115,7 @@ def decision_routes(doors: Doors, settings: Settings) -> APIRouter:
             uploads.shrink(caller.id, 0, held)
         return answered(explain(made.facts, made.verdict, policy) if made else None)
 
-    @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_JUDGED)
+    @routes.post("/v1/feedback", summary="How good was an answer?", openapi_extra=_told(shaped(Feedback), Rated))
     async def feedback(request: Request) -> Response:
         policy = doors.policy
         caller = await caller_of(request, policy)
@@ -200,6 +193,6 @@ def asked_alone(request: ChatRequest, made: Decision, policy: Policy, seconds: f
     )
 
 
-def answered(told: dict[str, Any] | None) -> Response:
+def answered(told: Explanation | Rated | None) -> Response:
     """None: to a caller who left."""
     return Response(msgspec.json.encode(told), LEFT if told is None else 200, media_type="application/json")

@@ -1,8 +1,9 @@
 """Why does this request go to this tier?"""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypedDict
 
 from msgspec import structs
 
@@ -16,15 +17,96 @@ from gateway.store import NANO
 from gateway.types import Ask, Facts, Route, Verdict
 
 
-def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, Any]:
-    """The whole decision as JSON data; pure, holds no prompt text, says a refusal as part of the answer.
+class Way(TypedDict, total=False):
+    """Where a request goes: `tiers` to try in order, the first as `tier`, by `rule` for `reason`, and `p`, how likely
+    chance made the first one. Else what it is `refused` with, and the `status`. Else the rule that wants a verdict
+    first (`ask`), and its `draft`'s tier."""
 
-    Keys: policy, facts, score (value and reasons; null where nothing looks at it), rules (each with `matched` and, when
-    not, `why`), route (tiers, rule, reason, and `p`, how likely chance made its first tier; or `refused`), triaged
-    (whether the rule wants a verdict), verdict (null when none was given or wanted), sides (what either side of the
-    threshold or each band leads to; null when nobody is asked), instead (the other side of the nearest edge; null
-    without a probability), cost (US dollars by tier, and what the estimate assumes).
-    """
+    tier: str
+    tiers: list[str]
+    rule: str
+    reason: str
+    p: float
+    refused: str
+    status: int
+    ask: str
+    draft: str | None
+
+
+class ToldScore(TypedDict):
+    """The local score, from 0 (looks simple) to 1, and what weighed most in it."""
+
+    value: float
+    reasons: list[str]
+
+
+class ToldRule(TypedDict):
+    """`why`: the first matcher that does not hold."""
+
+    id: str
+    matched: bool
+    decides: bool
+    why: str | None
+
+
+class ToldVerdict(TypedDict):
+    """The verdict that routing went by. `raw`: the classifier's own p_complex. `side`: the key of `sides` that it falls
+    to; `threshold`: the edge nearest to p_complex; `margin`: p_complex less the threshold, at or above 0 on the upper
+    side. null where there is no label, or no probability."""
+
+    label: str | None
+    p_complex: float | None
+    reason: str
+    source: str
+    seconds: float
+    cut: bool
+    strategy: str
+    prompt: str
+    raw: float | None
+    side: str | None
+    threshold: float
+    margin: float | None
+
+
+class Instead(TypedDict):
+    """The other side of the nearest edge: the tier that it leads to, what an answer costs there, and how much more than
+    on the verdict's side that is (US dollars)."""
+
+    side: str
+    tier: str
+    usd: float
+    usd_more: float
+
+
+class Costs(TypedDict):
+    """US dollars that an answer would cost on each tier, with nothing cached, and what that assumes."""
+
+    usd: dict[str, float]
+    input_tokens: int
+    output_tokens: int
+    output_tokens_from: str
+
+
+class Explanation(TypedDict):
+    """The whole decision; holds no prompt text. `score`: null where nothing looks at it. `triaged`: whether the rule
+    wants a verdict. `verdict`: null when none was given or wanted. `sides`: the ways that either side of the threshold
+    or each band leads to, and under `otherwise` what becomes of each failure; null when nobody is asked. `instead`:
+    null without a probability."""
+
+    policy: dict[str, str]
+    facts: dict[str, Any]
+    score: ToldScore | None
+    rules: list[ToldRule]
+    route: Way
+    triaged: bool
+    verdict: ToldVerdict | None
+    sides: dict[str, Any] | None
+    instead: Instead | None
+    cost: Costs
+
+
+def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> Explanation:
+    """The whole decision as JSON data; pure, says a refusal as part of the answer."""
     triaged = isinstance(try_route(facts, None, policy), Ask)
     steps = steps_of(first_match(facts, policy).id, policy)
     counts = effective_verdict(facts, verdict, policy) if triaged and verdict else None
@@ -32,7 +114,7 @@ def explain(facts: Facts, verdict: Verdict | None, policy: Policy) -> dict[str, 
     return {
         "policy": policy.told(),
         "facts": told_facts(facts),
-        "score": None if facts.score is None else {"value": facts.score, "reasons": list(reasons(facts.measures))},
+        "score": None if facts.score is None else {"value": facts.score, "reasons": [*reasons(facts.measures)]},
         "rules": told_rules(facts, policy),
         "route": told(try_route(facts, verdict, policy)),
         "triaged": triaged,
@@ -51,14 +133,14 @@ def try_route(facts: Facts, verdict: Verdict | None, policy: Policy) -> Route | 
         return refusal
 
 
-def told(found: Route | Ask | Refusal) -> dict[str, Any]:
+def told(found: Route | Ask | Refusal) -> Way:
     if isinstance(found, Refusal):
         return {"refused": found.message, "status": found.status}
     if isinstance(found, Ask):
         return {"ask": found.rule, "draft": found.draft}
     tier = found.tiers[0]
-    said = {"tier": tier, "tiers": list(found.tiers), "rule": found.rule, "reason": found.reason}
-    return said | {"p": found.chances.get(tier, 1.0)}
+    p = found.chances.get(tier, 1.0)
+    return {"tier": tier, "tiers": list(found.tiers), "rule": found.rule, "reason": found.reason, "p": p}
 
 
 def told_facts(facts: Facts) -> dict[str, Any]:
@@ -72,9 +154,10 @@ def told_facts(facts: Facts) -> dict[str, Any]:
     }
 
 
-def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
+def told_rules(facts: Facts, policy: Policy) -> list[ToldRule]:
     """Every rule in order. The first that matches decides, unless the caller asked for a tier."""
-    found, decided = [], facts.wish is not None
+    found: list[ToldRule] = []
+    decided = facts.wish is not None
     for rule in policy.rules:
         why = rule.why_not(facts)
         found.append({"id": rule.id, "matched": why is None, "decides": why is None and not decided, "why": why})
@@ -82,12 +165,18 @@ def told_rules(facts: Facts, policy: Policy) -> list[dict[str, Any]]:
     return found
 
 
-def told_verdict(verdict: Verdict, said: Verdict, steps: tuple[Step, ...]) -> dict[str, Any]:
-    """`verdict` is the one that routing went by, `said` what the classifier said, whose p_complex is `raw`. `side`: the
-    key of `sides` that it falls to; `threshold`: the edge nearest to p_complex; `margin`: p_complex less the threshold,
-    at or above 0 on the upper side. Null where there is no label, or no probability."""
+def told_verdict(verdict: Verdict, said: Verdict, steps: tuple[Step, ...]) -> ToldVerdict:
+    """`verdict` is the one that routing went by, `said` what the classifier said."""
     p_complex, threshold = verdict.p_complex, nearest(steps, verdict.p_complex)[1].low
-    return structs.asdict(verdict) | {
+    return {
+        "label": verdict.label,
+        "p_complex": p_complex,
+        "reason": verdict.reason,
+        "source": verdict.source,
+        "seconds": verdict.seconds,
+        "cut": verdict.cut,
+        "strategy": verdict.strategy,
+        "prompt": verdict.prompt,
         "raw": said.p_complex,
         "side": band(steps, verdict).key if verdict.label else None,
         "threshold": threshold,
@@ -101,10 +190,8 @@ def nearest(steps: tuple[Step, ...], p_complex: float | None) -> tuple[Step, Ste
 
 
 def instead(
-    verdict: Verdict, steps: tuple[Step, ...], ways: dict[str, Any], usd: dict[str, float]
-) -> dict[str, Any] | None:
-    """Where the other side of the nearest edge leads, what an answer costs there (`usd`), and how much more than on the
-    verdict's side that is (`usd_more`)."""
+    verdict: Verdict, steps: tuple[Step, ...], ways: Mapping[str, Any], usd: Mapping[str, float]
+) -> Instead | None:
     if verdict.p_complex is None or verdict.label is None:
         return None
     here = band(steps, verdict)
@@ -117,7 +204,7 @@ def instead(
 def sides(facts: Facts, policy: Policy) -> dict[str, Any]:
     """Where the request would go on either side, or in each band, and without a verdict; nothing is explored."""
     rule, facts = first_match(facts, policy), structs.replace(facts, chance=1.0)
-    found = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(rule.id, policy)}
+    found: dict[str, Any] = {step.key: told(side(facts, step, rule, policy)) for step in steps_of(rule.id, policy)}
     failed = {reason: told(try_route(facts, Verdict(None, None, reason), policy)) for reason in policy.triage.otherwise}
     return found | {"otherwise": failed}
 
@@ -128,8 +215,7 @@ def side(facts: Facts, step: Step, rule: Rule, policy: Policy) -> Route:
     return permitted_route(facts, policy, there, (rule.id, band_reason(rule, step) if there == step.tier else FOLLOWED))
 
 
-def costs(facts: Facts, policy: Policy) -> dict[str, Any]:
-    """US dollars that an answer would cost on each tier, with nothing cached."""
+def costs(facts: Facts, policy: Policy) -> Costs:
     output = OUTPUT_TOKENS if facts.max_tokens is None else facts.max_tokens
     said = "assumed" if facts.max_tokens is None else "max_tokens"
     tiers = {name: cost(tier.price, facts.context, 0, output) / NANO for name, tier in policy.tiers.items()}

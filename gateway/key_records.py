@@ -13,6 +13,7 @@ from gateway.store import KeyRecord
 PREFIX = "sk-tg-"
 LONGEST_NAME = 128  # characters
 ADMIN = "admin"  # the id of the admin key's record; too short to be the id of a caller's key
+OPEN = [field.name for field in dataclasses.fields(KeyRecord) if not field.name.endswith("hash")]
 
 
 def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tuple[str, KeyRecord]:
@@ -25,10 +26,12 @@ def new_key(secret: bytes, name: str, plan: str | None = None, **own: Any) -> tu
 
 
 def changed(record: KeyRecord, **fields: Any) -> KeyRecord:
-    """Raises ValueError for the admin key, and for one that is revoked: it stays so."""
+    """The record with these fields; its own dollars take their window along, which the plan's would have else. Raises
+    ValueError for the admin key, and for one that is revoked: it stays so."""
     if record.id == ADMIN or record.revoked is not None:
         raise ValueError("no active key of a caller has this id")
-    return dataclasses.replace(record, **fields)
+    taken = record.usd is not None and fields.get("usd", record.usd) is None
+    return dataclasses.replace(record, **({"window": None} if taken else {}) | fields)
 
 
 def rotation(secret: bytes, key_id: str, keep: str | None) -> tuple[str, Callable[[KeyRecord], KeyRecord]]:
@@ -89,7 +92,7 @@ def expired(record: KeyRecord) -> bool:
 
 def shown(record: KeyRecord) -> dict[str, Any]:
     """The record without its hashes."""
-    return {name: value for name, value in dataclasses.asdict(record).items() if not name.endswith("hash")}
+    return {name: getattr(record, name) for name in OPEN}
 
 
 def key_hash(secret: bytes, key: str) -> str:

@@ -13,7 +13,7 @@ from fastapi.telemetry import TelemetryConfig
 from gateway import __version__
 from gateway.admin import Guard, Recent, admin_routes
 from gateway.admin_policy import Desk, policy_routes
-from gateway.decisions import decision_routes
+from gateway.decisions import SHAPES, decision_routes
 from gateway.doors import Doors
 from gateway.errors import BadRequest
 from gateway.http1 import Client
@@ -36,7 +36,7 @@ def lazy_app(doors: Doors, settings: Settings, client: Client, revisions: Revisi
     app.routes.extend(policy_routes(guard, Desk(revisions, doors.comparison, doors.upstream.load, recent)).routes)
     app.routes.extend(page_routes(guard, client, lambda: doors.policy).routes)
     app.routes.extend(decision_routes(doors, settings).routes)
-    described(app)
+    described(app, SHAPES)
     return app
 
 

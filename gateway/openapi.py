@@ -1,5 +1,6 @@
 """How do clients learn our interface?   OpenAPI for the paths that are served without FastAPI."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,11 @@ def _object(*required: str, **properties: JSON) -> JSON:
 
 def _json(schema: JSON) -> JSON:
     return {"application/json": {"schema": schema}}
+
+
+def shaped(kind: type) -> JSON:
+    """What stands for a shape that is among the components (`described`)."""
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
 def _body(*required: str, **properties: JSON) -> JSON:
@@ -61,7 +67,10 @@ _CHAT = _body(
     tools=_TOOLS,
     metadata=_METADATA,
 )
-_COMPLETION = _body("prompt", prompt={"type": ["string", "array"]}, stream=_FLAG)
+_INTS = {"type": "array", "minItems": 1, "items": {"type": "integer"}}
+_TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+_WRITTEN = {"anyOf": [{"type": "string"}, _TEXTS, _INTS, {"type": "array", "minItems": 1, "items": _INTS}]}
+_COMPLETION = _body("prompt", prompt=_WRITTEN, stream=_FLAG)
 _TURN = _object(
     "role", "content",
     role={"enum": ["user", "assistant"]},
@@ -84,7 +93,8 @@ _RESPONSES = _body(
     tools={**_TOOLS, "description": "Those that the caller runs; web searches are left out, others refused"},
     metadata=_METADATA,
 ) | {"description": "No response is kept: previous_response_id, conversation and background are refused."}
-_EMBEDDINGS = _body("input", input={"type": ["string", "array"], "minItems": 1})
+_EMBEDDINGS = _body("input", input=_WRITTEN)
+DECIDED: JSON = {"anyOf": [_CHAT, _COMPLETION, _RESPONSES]}  # of what /v1/route tells where it would go
 _HEADERS = [
     ("x-route-tier", "Ask for a tier; going up takes the caller's permission."),
     ("x-route-holdback", "off: let the answer out from its first token on."),
@@ -127,7 +137,7 @@ _KEY = _object(
     pro_share={"anyOf": [_SHARE, {"type": "null"}], "description": "The part that may go above the first tier"},
     budget={"anyOf": [_BUDGET, {"type": "null"}]},
 )  # fmt: skip
-_KEYED: JSON = {"security": [{"key": []}, {"x-api-key": []}]}
+KEYED: JSON = {"security": [{"key": []}, {"x-api-key": []}]}
 _NAMED: JSON = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
 _PLAIN: JSON = {"text/plain": {"schema": {"type": "string"}}}
 _OBJECT = _json({"type": "object"})
@@ -135,9 +145,9 @@ _OFTEN: dict[str, tuple[str, JSON, JSON]] = {
     "/health": ("Is the process alive?", _OBJECT, {}),
     "/ready": ("Can it serve?", _OBJECT, {}),
     "/metrics": ("Metrics in Prometheus' format", _PLAIN, {}),
-    "/v1/key": ("What may the key that asks do, and what is left of that?", _json(_KEY), _KEYED),
-    "/v1/models": ("The names that `model` may have", _OBJECT, _KEYED),
-    "/v1/models/{model}": ("One of them", _OBJECT, _KEYED | _NAMED),
+    "/v1/key": ("What may the key that asks do, and what is left of that?", _json(_KEY), KEYED),
+    "/v1/models": ("The names that `model` may have", _OBJECT, KEYED),
+    "/v1/models/{model}": ("One of them", _OBJECT, KEYED | _NAMED),
 }
 _TOLD = [
     ("x-request-id", "The request's id; in /v1/messages also as request-id"),
@@ -158,13 +168,13 @@ _TOLD = [
 ]
 
 
-def described(app: FastAPI) -> None:
-    """Adds /openapi.json to an app that has all its other routes. The document takes as long to make as they do: it is
-    made when it is first asked for, in a thread, where it holds up no stream."""
+def described(app: FastAPI, shapes: Sequence[type]) -> None:
+    """Adds /openapi.json to an app that has all its other routes, which name these `shapes`. The document takes
+    as long to make as they do: it is made when it is first asked for, in a thread, where it holds up no stream."""
 
     @cache
     def document() -> bytes:
-        return msgspec.json.encode(_document(app))
+        return msgspec.json.encode(_document(app, shapes))
 
     def description(_: Request) -> Response:
         return Response(document(), media_type="application/json")
@@ -172,16 +182,23 @@ def described(app: FastAPI) -> None:
     app.add_route("/openapi.json", description, include_in_schema=False)
 
 
-def _document(app: FastAPI) -> JSON:
+def _document(app: FastAPI, shapes: Sequence[type]) -> JSON:
     """What there is to say of FastAPI's routes, and of all others."""
     told = get_openapi(title=app.title, version=app.version, routes=app.routes)
     told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
     told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
+    named = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")[1]
+    told["components"]["schemas"] |= {name: one | {"description": _plain(one)} for name, one in named.items()}
     schemes = told["components"]["securitySchemes"]
     schemes["key"] = {"type": "http", "scheme": "bearer", "description": "A caller's API key"}
     schemes["x-api-key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same"}
     _refusing(told)
     return told
+
+
+def _plain(schema: JSON) -> str:
+    """Its description, a docstring, on one line."""
+    return " ".join(schema["description"].split())
 
 
 def _refusing(told: dict[str, Any]) -> None:
@@ -217,7 +234,7 @@ def _post(summary: str, body: JSON, error: JSON) -> JSON:
     answer["headers"] = told
     return {
         "summary": summary,
-        **_KEYED,
+        **KEYED,
         "parameters": headers,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {"200": answer, "default": {**refused, "headers": told}},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -165,6 +165,10 @@ class Recorded(msgspec.Struct, kw_only=True):
             raise RecordError(f"record {self.id}: facts: {error}") from None
 
 
+R = TypeVar("R", bound=Recorded)
+T = TypeVar("T")
+
+
 class LateOutcome(msgspec.Struct, kw_only=True):
     """An outcome that came after its decision was written."""
 
@@ -181,6 +185,17 @@ class Ended(msgspec.Struct):
     at: float = 0.0
 
 
+class Once:
+    """Gives the first of equal values: much of what many records hold is alike."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Any] = {}
+
+    def __call__(self, value: T) -> T:
+        found: T = self._known.setdefault(msgspec.json.encode(value), value)
+        return found
+
+
 _ANY, _ENDED = msgspec.json.Decoder(dict[str, Any]), msgspec.json.Decoder(Ended)
 
 
@@ -189,11 +204,13 @@ def newest(lines: Iterable[bytes], most: int) -> list[bytes]:
     return sorted(lines, key=lambda line: _ENDED.decode(line).at)[-most:]
 
 
-def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) -> list[Recorded]:
-    """The decisions of some files, each with its last outcome, in the order of the lines; of two decisions of one
-    caller with one id the later counts. A file's last line may be half there: its gateway writes it. `heard` gets each
-    line as it is read. Raises RecordError."""
-    found: dict[tuple[str, str], Recorded] = {}
+def gather(
+    files: Sequence[Path], keep: Callable[[Recorded], R], heard: Callable[[bytes], None] | None = None
+) -> list[R]:
+    """What `keep` leaves of the decisions of some files, each with its last outcome, in the order of the lines; of two
+    decisions of one caller with one id the later counts. A file's last line may be half there: its gateway writes it.
+    `heard` gets each line as it is read. Raises RecordError, and what `keep` raises."""
+    found: dict[tuple[str, str], R] = {}
     late: dict[tuple[str, str], Outcome] = {}
     for place, line in (pair for path in files for pair in _lines(path)):
         one = _parsed(line, place)
@@ -202,7 +219,7 @@ def read(files: Sequence[Path], heard: Callable[[bytes], None] | None = None) ->
         if isinstance(one, LateOutcome):
             late[one.caller, one.id] = one.outcome.over(late.get((one.caller, one.id)))
         else:
-            found[one.caller, one.id] = one
+            found[one.caller, one.id] = keep(one)
     for name, outcome in late.items():
         if name in found:
             found[name].outcome = outcome.over(found[name].outcome)

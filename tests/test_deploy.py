@@ -122,8 +122,8 @@ def test_services_run_commands_that_the_program_knows(name: str) -> None:
     if rest[0] == "sim":
         parser().parse_args(rest[1:])
         return
-    while hasattr(known, "get_command"):
-        known, rest = known.get_command(None, rest[0]), rest[1:]
+    while hasattr(known, "resolve_command"):
+        _, known, rest = known.resolve_command(None, rest)
     known.make_context(name, list(rest)).close()
 
 

@@ -140,10 +140,9 @@ def parsed(line: str) -> None:
     command: Any = CLI
     words = [word for word in shlex.split(line, comments=True)[1:] if word not in {"...", "|", ">"}]
     while words and hasattr(command, "get_command"):
-        found = command.get_command(None, words[0])
-        if found is None:
+        if words[0] not in command.list_commands(None):
             break
-        command, words = found, words[1:]
+        _, command, words = command.resolve_command(None, words)
     assert command is not CLI or all(word.startswith("-") for word in words), line
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= options | {"--help", "--install-completion"}, line

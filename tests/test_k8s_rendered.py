@@ -388,6 +388,6 @@ def test_the_page_s_commands_are_known_to_the_program() -> None:
             parser().parse_args(words[1:])
             continue
         known, rest = typer.main.get_command(cli), words
-        while hasattr(known, "get_command"):
-            known, rest = known.get_command(None, rest[0]), rest[1:]
+        while hasattr(known, "resolve_command"):
+            _, known, rest = known.resolve_command(None, rest)
         known.make_context("page", rest).close()

@@ -1,8 +1,10 @@
 """Does the interface keep what its OpenAPI document says, whatever is sent?   A real gateway and simulated servers."""
 
+import json
 import secrets
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import schemathesis
@@ -47,8 +49,18 @@ def test_no_request_is_answered_otherwise_than_the_document_says(url: str, flash
         assert isinstance(error["type"], str)
         assert isinstance(error["message"], str)
 
+    asked = {*DIALECTS, "/v1/route"}
     for operation in operations:
         cases: SearchStrategy[Any] = operation.as_strategy()
-        settings(BOUNDS, max_examples=CASES[operation.path in DIALECTS])(given(cases)(ask))()
+        settings(BOUNDS, max_examples=CASES[operation.path in asked])(given(cases)(ask))()
     assert {operation.path for operation in operations} > DIALECTS.keys()
     assert len(answered & DIALECTS.keys()) > 2
+    assert "/v1/route" in answered
+
+
+def test_a_client_that_is_made_of_the_document_lacks_no_path_for_want_of_what_a_list_holds(url: str) -> None:
+    found = [json.loads(urlopen(url + "/openapi.json").read())]
+    for one in found:
+        found += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
+    lists = [one for one in found if isinstance(one, dict) and "array" in (one.get("type"), *(one.get("type") or ()))]
+    assert [one for one in lists if "items" not in one] == []

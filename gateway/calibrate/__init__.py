@@ -6,10 +6,10 @@ from gateway.calibrate.halves import SplitBy, Unproven
 from gateway.calibrate.kept import moved
 from gateway.calibrate.layer import counted
 from gateway.calibrate.logistic import fit
-from gateway.calibrate.outcomes import GOOD, Example, example, examples, told
+from gateway.calibrate.outcomes import GOOD, Example, Narrowed, example, examples, told
 from gateway.calibrate.target import FORMS, Target, TargetError, parse
 
 __all__ = [
-    "FORMS", "GOOD", "Calibration", "Example", "SplitBy", "Target", "TargetError", "Unproven", "calibrate", "counted",
-    "dump", "example", "examples", "fit", "moved", "parse", "told",
+    "FORMS", "GOOD", "Calibration", "Example", "Narrowed", "SplitBy", "Target", "TargetError", "Unproven", "calibrate",
+    "counted", "dump", "example", "examples", "fit", "moved", "parse", "told",
 ]  # fmt: skip

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from gateway.calibration import row
-from gateway.recorded import RETRY, SHADOW, Recorded
+from gateway.recorded import RETRY, SHADOW, Chosen, Once, Recorded, Seen
+from gateway.types import Verdict
 
 GOOD = 0.5  # the quality from which an answer counts as good
 
@@ -62,6 +63,29 @@ class Example:
             return None
         worse = self.flash_ok is True and self.pro_ok is False
         return -1 if worse else int(self.needed)
+
+
+class Narrowed:
+    """Gives a record with no more than `examples` looks at, which shares what many have alike."""
+
+    def __init__(self) -> None:
+        self._once = Once()
+
+    def __call__(self, one: Recorded) -> Recorded:
+        """Raises RecordError."""
+        facts, seen, route, verdict = one.read_facts(), one.seen, one.route, one.verdict
+        return Recorded(
+            id=one.id,
+            caller=self._once(one.caller),
+            conversation=one.conversation,
+            at=one.at,
+            route=self._once(Chosen(route.tier, chances=route.chances)),
+            facts={"model": "", "caller": "", "plan": "", "score": facts.score, "measures": facts.measures},
+            seen=self._once(seen and Seen({}, (), seen.tiers, seen.question)),
+            verdict=verdict and Verdict(None, verdict.p_complex),
+            tier=self._once(one.tier),
+            outcome=one.outcome,
+        )
 
 
 def examples(records: Sequence[Recorded], agree: float = GOOD, without: Collection[str] = ()) -> list[Example]:

@@ -1,31 +1,44 @@
 """tiergate: the command line."""
 
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
-from typer.main import get_command, get_group
+from typer.core import TyperCommand, TyperGroup
 
 from gateway import __version__
+from gateway.cli.command import command
 
+# Where a command is, and its first words: `tiergate --help` and completions import none.
 ROOMS = {
-    "serve": "serve",
-    "demo": "demo",
-    "sim": "backends",
-    "backends": "backends",
-    "usage": "usage",
-    "doctor": "doctor",
-    "policy": "policies",
-    "keys": "keys",
-    "config": "settings",
-    "cache": "cache",
-    "records": "records",
-}
-# Options of these commands are read by the program that they start.
-ALL_FLAGS: dict[str, Any] = {
-    "context_settings": {"ignore_unknown_options": True, "allow_extra_args": True},
-    "add_help_option": False,
+    "serve": ("serve", "Serve the gateway."),
+    "demo": (
+        "demo",
+        "Show it: simulated tiers, a Valkey, the gateway and a dozen prompts; stays up until Ctrl-C.",
+    ),
+    "sim": ("backends", "Serve a simulated vLLM; all flags go to it (`tiergate sim --help` lists them)."),
+    "backends": (
+        "backends",
+        "The tiers' own servers and checkpoints: list, command, size, estimate, convert, revert (--help after each).",
+    ),
+    "usage": (
+        "usage",
+        "Tokens and money by day, caller, tier and kind: answers, and apart the overhead (triage, drafts, shadows).",
+    ),
+    "doctor": (
+        "doctor",
+        (
+            "Look at policy, store, tiers, clocks, keys and ports as `serve` would find them; "
+            "each finding with its repair."
+        ),
+    ),
+    "policy": ("policies", "Check, explain and describe policy files."),
+    "keys": ("keys", "API keys, kept as keyed hashes in the shared store or in a file."),
+    "config": ("settings", "Settings of this program; what is routed where stands in the policy."),
+    "cache": ("cache", "Answers and verdicts that are remembered in the shared store."),
+    "records": (
+        "records",
+        "Print the decisions that `record.stream` keeps in the shared store, JSON lines, the oldest first.",
+    ),
 }
 
 
@@ -37,17 +50,13 @@ class Commands(TyperGroup):
         super().__init__(**given | {"commands": named})
 
     def get_command(self, _: Any, name: str) -> Any:
-        if name not in ROOMS:
-            return None
-        found = getattr(import_module(f"gateway.cli.{ROOMS[name]}"), name)
-        if isinstance(found, typer.Typer):
-            made: Any = get_group(found)
-        else:
-            alone = typer.Typer(add_completion=False)
-            alone.command(**(ALL_FLAGS if ROOMS[name] == "backends" else {}))(found)
-            made = get_command(alone)
-        made.name = name
-        return made
+        """Its name and what is said of it."""
+        return TyperCommand(name, help=ROOMS[name][1]) if name in ROOMS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself, which is called or completed."""
+        name, known, rest = super().resolve_command(ctx, args)
+        return name, command(ROOMS[name][0], name) if name and known else None, rest
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_show_locals=False)

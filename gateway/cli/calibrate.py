@@ -15,6 +15,7 @@ from gateway.calibrate import (
     FORMS,
     GOOD,
     Calibration,
+    Narrowed,
     SplitBy,
     Target,
     TargetError,
@@ -28,7 +29,7 @@ from gateway.calibrate import calibrate as fitted
 from gateway.calibration import Fitted, load
 from gateway.cli.output import Json, encoded, stop, visible
 from gateway.cli.progress import reading, working
-from gateway.recorded import Recorded, RecordError, read
+from gateway.recorded import Recorded, RecordError, gather
 
 RELIABILITY = {"ECE": "ece", "Brier": "brier", "Brier of the rate alone": "brier_of_the_rate"}
 
@@ -62,6 +63,7 @@ def calibrate(  # noqa: PLR0913, PLR0917  (a command's options are its parameter
     try:
         kept, digest = hashed(records)
         decisions = examples(kept, agree, without or ())
+        kept.clear()  # beside the examples they would take their memory until the end
         with working(f"fitting to {len(decisions)} outcomes"):
             asked = (decisions, wanted, split, explore)
             found = moved(before, *asked) if before else fitted(*asked)
@@ -102,7 +104,7 @@ def hashed(records: list[Path]) -> tuple[list[Recorded], str]:
             digest.update(line)
             advance(line)
 
-        return read(records, heard), digest.hexdigest()
+        return gather(records, Narrowed(), heard), digest.hexdigest()
 
 
 def write(out: Path, found: Calibration, digest: str, decisions: int) -> None:

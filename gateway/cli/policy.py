@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gateway.cli.output import Json, encoded, visible
 from gateway.errors import Refusal
+from gateway.explain import Explanation, Instead, ToldRule, Way
 from gateway.explain import explain as explained
 from gateway.policy import (
     LOCAL,
@@ -204,7 +205,7 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def draw(found: dict[str, Any], out: Console) -> None:
+def draw(found: Explanation, out: Console) -> None:
     """The decision for people."""
     policy, facts = found["policy"], found["facts"]
     said = {name: value for name, value in facts.items() if value not in (None, False, [], {})}
@@ -225,7 +226,7 @@ def draw(found: dict[str, Any], out: Console) -> None:
     out.print(escape(f"cost    {prices} for {assumed}, nothing cached"))
 
 
-def rules_table(rules: list[dict[str, Any]]) -> Table:
+def rules_table(rules: list[ToldRule]) -> Table:
     table = Table("rule", "", "why not", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for rule in rules:
         state = "[bold green]decides[/]" if rule["decides"] else "matches" if rule["matched"] else "[dim]no[/]"
@@ -233,7 +234,7 @@ def rules_table(rules: list[dict[str, Any]]) -> Table:
     return table
 
 
-def in_words(found: dict[str, Any]) -> str:
+def in_words(found: Explanation) -> str:
     verdict = found["verdict"]
     if not found["triaged"]:
         return "not wanted: nobody is asked"
@@ -250,17 +251,17 @@ def in_words(found: dict[str, Any]) -> str:
     return f"{verdict['side']}: p_complex {verdict['p_complex']:g}{raw}, {near}"
 
 
-def other_side(instead: dict[str, Any]) -> str:
+def other_side(instead: Instead) -> str:
     usd = instead["usd_more"]
     return f"instead {instead['tier']} ({instead['side']}) would cost ${abs(usd):.6f} {'less' if usd < 0 else 'more'}"
 
 
-def one_way(way: dict[str, Any]) -> str:
+def one_way(way: Way) -> str:
     said = where(way)
     return f"{said}  (rule {way['rule']}: {way['reason']})" if "tier" in way else said
 
 
-def where(way: dict[str, Any]) -> str:
+def where(way: Way) -> str:
     if "refused" in way:
         return f"refused with status {way['status']}: {way['refused']}"
     if "ask" in way:

@@ -13,9 +13,9 @@ import typer
 from gateway.cli.output import Json, aligned, stop, visible
 from gateway.cli.policy import opened
 from gateway.cli.progress import reading, working
-from gateway.policy import differences
-from gateway.recorded import Recorded, RecordError, read
-from gateway.replay import Arm, Move, Replay, Unrecorded, between
+from gateway.policy import Policy, differences
+from gateway.recorded import RecordError, gather
+from gateway.replay import Arm, Decided, Deciding, Move, Replay, Unrecorded, between
 from gateway.replay import replay as replayed
 
 CONDITION = re.compile(r"\s*([a-z_][a-z0-9_.-]*)\s*(>=|<=|==|!=|>|<)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
@@ -57,12 +57,9 @@ def replay(
     """
     conditions = [condition(text) for text in fail_if or []]
     candidate, _ = opened(policy, status=UNJUDGED)
-    lines = lines_of(records)
-    try:
-        with working(f"deciding {len(lines)} requests anew"):
-            found = replayed(lines, candidate)
-    except (Unrecorded, RecordError) as error:
-        raise stop("policy", str(error), UNJUDGED) from None
+    lines = decided(records, candidate)
+    with working(f"comparing {len(lines)} requests"):
+        found = replayed(lines, candidate)
     if as_json or how is Format.json:
         print(json.dumps(asdict(found) | {"figures": found.figures()}, indent=2))
     else:
@@ -80,12 +77,8 @@ def diff(
     """What two policy files say differently, and which recorded requests go elsewhere under the second."""
     (old, before), (new, after) = (opened(path, status=UNJUDGED) for path in (a, b))
     changes = differences(before, after)
-    lines = lines_of(records or [])
-    try:
-        with working(f"deciding {len(lines)} requests twice"):
-            moves, undecided = between(lines, old, new)
-    except (Unrecorded, RecordError) as error:
-        raise stop("policy", str(error), UNJUDGED) from None
+    lines = decided(records or [], old, new)
+    moves, undecided = between(lines)
     if as_json or how is Format.json:
         told = [{"path": path, "a": one, "b": other} for path, one, other in changes]
         counts = {"records": len(lines), "undecided": undecided}
@@ -123,11 +116,12 @@ def held(found: Replay, name: str, sign: str, number: float) -> int:
     return FAILED
 
 
-def lines_of(files: list[Path]) -> list[Recorded]:
+def decided(files: list[Path], *policies: Policy) -> list[Decided]:
+    """The recorded requests, decided anew as they are read."""
     try:
         with reading(files) as advance:
-            return read(files, advance)
-    except RecordError as error:
+            return gather(files, Deciding(*policies), advance)
+    except (Unrecorded, RecordError) as error:
         raise stop("policy", str(error), UNJUDGED) from None
 
 

@@ -1,6 +1,6 @@
 """Which routes does the page need?   Files below /ui, /docs, and two of /admin that only it uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -48,7 +48,7 @@ class Explained:
 
     policy: str
     same: bool
-    explanation: dict[str, Any]
+    explanation: Mapping[str, Any]
 
 
 def page_routes(guard: Guard, client: Client, policy: Callable[[], Policy]) -> APIRouter:

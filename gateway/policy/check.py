@@ -1,6 +1,7 @@
 """Is a policy file valid?"""
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,8 +16,8 @@ from gateway.policy.problems import Path, PolicyError, Problem, nearest, suggest
 from gateway.policy.references import check, children, mapping
 from gateway.policy.rules import Rule
 
-FILE = TypeAdapter(PolicyFile)
 ABSENT = ("missing", "unexpected_keyword_argument")
+ANYWHERE = ("", "")
 EXPECTED = {
     "bool_type": "expected true or false",
     "string_type": "expected text",
@@ -27,12 +28,18 @@ EXPECTED = {
 }
 
 
+@cache  # a fifth of what importing the policy takes, and most commands read none
+def form() -> TypeAdapter[PolicyFile]:
+    """What checks the form of a policy file, and describes it."""
+    return TypeAdapter(PolicyFile)
+
+
 def build(document: Document) -> Policy:
     """The policy that `document` describes, without its candidate. Raises PolicyError with all that is wrong in it."""
     inherit_all(document)
     check(document)
     try:
-        written = FILE.validate_json(json.dumps(document.data), strict=True)
+        written = form().validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         note(document, error.errors(include_url=False, include_input=False))
         raise PolicyError(once(document)) from None
@@ -49,15 +56,29 @@ def build(document: Document) -> Policy:
 
 def check_reach(document: Document, rules: tuple[Rule, ...]) -> None:
     """Notes rules that can never decide, because an earlier one matches all that they match."""
+    earlier: dict[tuple[str, str], list[int]] = {}
     for at, rule in enumerate(rules):
         asked = {check.key: check.values for check in rule.checks}
-        wider = next((before for before in range(at) if rules[before].covers(asked)), None)
+        one_of = [(key, next(iter(values))) for key, values in asked.items() if isinstance(values, frozenset)]
+        before = (other for place in (ANYWHERE, *one_of) for other in earlier.get(place, ()))
+        wider = min((other for other in before if rules[other].covers(asked)), default=None)
+        for place in found_by(rule, earlier):
+            earlier.setdefault(place, []).append(at)
         if wider is None:
             continue
         line, all_of_it = document.values[("rules", wider)][0], not rules[wider].when
         path: Path = ("rules", at) if all_of_it else ("rules", at, "when")
         what = "every request" if all_of_it else "all that this one does"
         document.blame(path, f"never reached: the rule on line {line} matches {what}")
+
+
+def found_by(rule: Rule, taken: Mapping[tuple[str, str], Sequence[int]]) -> list[tuple[str, str]]:
+    """By which key and value a rule is found that may match all that another one does: it then wants each value that
+    the other one wants. Of its keys the one by which fewest are found (`taken`); ANYWHERE where it wants none."""
+    found = [
+        [(check.key, value) for value in check.values] for check in rule.checks if isinstance(check.values, frozenset)
+    ]
+    return min(found, key=lambda ways: max(len(taken.get(way, ())) for way in ways), default=[ANYWHERE])
 
 
 def once(document: Document) -> list[Problem]:
@@ -189,7 +210,7 @@ def expected(error: ErrorDetails, path: Path) -> str:
 @cache  # 40 ms to make, and a file may have many unknown keys
 def shape() -> dict[str, Any]:
     """What a policy file may hold, as JSON Schema."""
-    return FILE.json_schema()
+    return form().json_schema()
 
 
 def known_keys(path: Path) -> list[str]:

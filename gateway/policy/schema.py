@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.policy.check import FILE
+from gateway.policy.check import form
 from gateway.policy.model import UNITS
 
 EXTENDS = {"type": "string", "description": "another tier, whose keys this one has unless it gives its own"}
@@ -10,7 +10,7 @@ EXTENDS = {"type": "string", "description": "another tier, whose keys this one h
 
 def schema() -> dict[str, Any]:
     """JSON Schema of a policy file, with a description for every key."""
-    found = FILE.json_schema()
+    found = form().json_schema()
     found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     found["title"] = "Tiergate policy"
     tier = found["$defs"]["Tier"]

@@ -5,7 +5,7 @@ Hold-back judges a recorded start again; the start of a tier that did not answer
 and is counted in `unseen`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.errors import Refusal
@@ -13,8 +13,9 @@ from gateway.explain import try_route
 from gateway.holdback import again, answered, unrecorded, watches
 from gateway.kept import seen
 from gateway.policy import LOCAL, Policy, Rule
-from gateway.recorded import Recorded, Seen
-from gateway.types import Facts, Route
+from gateway.recorded import Once, Recorded, Seen
+from gateway.routing import permitted_tier, reachable
+from gateway.types import Facts, Held, Route
 
 OF_RULES = {"caller.plan": "plan", "caller.name": "caller"}  # matchers whose fact has another name
 REFUSED, UNDECIDED = "refused", "undecided"
@@ -49,18 +50,49 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a policy does with one recorded request. `to`: a tier, REFUSED or UNDECIDED."""
+    """What a policy does with one recorded request. `to`: a tier, REFUSED or UNDECIDED; `within`: the tiers that it may
+    come to, as they rank."""
 
     to: str
     rule: str = ""
     way: Way = Way()
+    within: tuple[str, ...] = ()
 
 
-def choices(records: Sequence[Recorded], policy: Policy) -> list[Choice]:
-    """What `policy` does with each. Raises Unrecorded, RecordError."""
-    for one in records:
-        refuse_unrecorded(one, policy)
-    return [choice(one, policy) for one in records]
+class Decided(Recorded, kw_only=True):
+    """A record, what was done (`before`) and what policies would do. Of what they looked at nothing is left but the
+    prompt's length, and what many have alike they share: 0.8 KB in place of 6.5."""
+
+    before: Way
+    choices: tuple[Choice, ...]
+
+
+class Deciding:
+    """Decides records anew, under each of these policies."""
+
+    def __init__(self, *policies: Policy) -> None:
+        self._policies = policies
+        self._once = Once()
+
+    def __call__(self, one: Recorded) -> Decided:
+        """Raises Unrecorded, RecordError."""
+        for policy in self._policies:
+            refuse_unrecorded(one, policy)
+        return Decided(
+            id=one.id,
+            caller=self._once(one.caller),
+            conversation=one.conversation,
+            at=one.at,
+            route=self._once(one.route),
+            facts=self._once({"context": one.facts.get("context", 0)}),
+            held=self._once(one.held and Held(one.held.outcome, "", 0.0)),
+            tier=self._once(one.tier),
+            skips=self._once(one.skips),
+            used=one.used,
+            outcome=one.outcome,
+            before=self._once(as_recorded(one)),
+            choices=tuple(self._once(choice(one, policy)) for policy in self._policies),
+        )
 
 
 def choice(one: Recorded, policy: Policy) -> Choice:
@@ -68,7 +100,8 @@ def choice(one: Recorded, policy: Policy) -> Choice:
     found = try_route(facts, one.verdict, policy)  # which needs none, where the rule or the wish decides
     if isinstance(found, Route):
         way = along(one, facts, found.chances or {found.tiers[0]: 1.0}, policy)
-        return Choice(way.ends.get(found.tiers[0], found.tiers[0]), found.rule, way)
+        within = dict.fromkeys(permitted_tier(facts, policy, tier) for tier in reachable(facts, policy))
+        return Choice(way.ends.get(found.tiers[0], found.tiers[0]), found.rule, way, tuple(within))
     return Choice(REFUSED if isinstance(found, Refusal) else UNDECIDED)
 
 

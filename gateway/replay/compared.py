@@ -12,11 +12,9 @@ from gateway.off_policy import Estimate, Interval, Unknown, Weighed, difference,
 from gateway.policy import Policy
 from gateway.pricing import cost
 from gateway.recorded import WEAK, Outcome, Recorded
-from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Way, as_recorded, choices
-from gateway.routing import permitted_tier, reachable
+from gateway.replay.choices import REFUSED, UNDECIDED, Chances, Choice, Decided, Way
 from gateway.sessions import OUTPUT_TOKENS
 from gateway.store import NANO
-from gateway.types import Facts
 
 EXAMPLES = 5  # request ids named for each move
 
@@ -87,35 +85,37 @@ class Replay:
         return told | {f"share.{tier}": share if self.decided else None for tier, share in shares}
 
 
-def replay(records: Sequence[Recorded], policy: Policy) -> Replay:
-    """What `policy` would have done, beside what was done, and three controls: all on the first tier, all on the last,
-    and a shuffle with the candidate's share of each tier, but of requests picked at random.
+def replay(records: Sequence[Decided], policy: Policy) -> Replay:
+    """What `policy`, which decided the records, would have done, beside what was done, and three controls: all on the
+    first tier, all on the last, and a shuffle with the candidate's share of each tier, but of requests picked at
+    random.
 
     A tier whose servers skipped other experts then than `policy` has it do counts as another tier: a request that comes
-    to it moves, and recorded outcomes say nothing of it. Raises Unrecorded, RecordError.
+    to it moves, and recorded outcomes say nothing of it.
     """
-    found = choices(records, policy)
-    kept = [(one, choice.way) for one, choice in zip(records, found, strict=True) if choice.way.chances]
-    rows, chosen = [one for one, _ in kept], [way for _, way in kept]
-    facts = [one.read_facts() for one in rows]
-    ends = tuple(policy.tiers)[:: max(1, len(policy.tiers) - 1)]
-    arms: dict[str, Sequence[Way]] = {"candidate": chosen, "recorded": [as_recorded(one) for one in rows]}
-    arms |= {f"all {tier}": [Way({permitted_tier(each, policy, tier): 1.0}) for each in facts] for tier in ends}
-    arms["shuffle"] = shuffled(facts, [way.answers for way in chosen], policy)
+    found = [one.choices[0] for one in records]
+    rows = [one for one in records if one.choices[0].way.chances]
+    kept = [one.choices[0] for one in rows]
+    arms = {"candidate": [choice.way for choice in kept], "recorded": [one.before for one in rows]}
+    alone = {tier: Way({tier: 1.0}) for tier in policy.tiers}
+    for tier, end in zip(tuple(policy.tiers)[:: max(1, len(policy.tiers) - 1)], (0, -1), strict=False):
+        arms[f"all {tier}"] = [alone[choice.within[end]] for choice in kept]
+    arms["shuffle"] = shuffled(kept)
     counts = Counter(choice.to for choice in found)
     moves = moved([answered(apart(one, policy)) for one in records], found, records)
     prices, theirs = Prices(rows, policy), [apart(one, policy) for one in rows]
-    told = {name: weighed(rows if name == "recorded" else theirs, ways) for name, ways in arms.items()}
+    best = weighed(theirs, arms["candidate"])
+    told = ((name, ways, weighed(rows if name == "recorded" else theirs, ways)) for name, ways in arms.items())
     return Replay(
         len(records),
         len(rows),
         counts[UNDECIDED],
         counts[REFUSED],
-        sum(way.unseen for way in chosen),
+        sum(choice.way.unseen for choice in kept),
         sum(judgement(one) is not None for one in rows),
         sum(move.count for move in moves),
         moves,
-        {name: arm(rows, ways, prices, (told[name], told["candidate"])) for name, ways in arms.items()},
+        {name: arm(rows, ways, prices, (evidence, best)) for name, ways, evidence in told},
     )
 
 
@@ -139,25 +139,23 @@ def moved(origins: Sequence[str], choices: Sequence[Choice], rows: Sequence[Reco
     return tuple(sorted(moves, key=lambda move: -move.count))
 
 
-def between(records: Sequence[Recorded], old: Policy, new: Policy) -> tuple[tuple[Move, ...], int]:
-    """The requests that `new` sends elsewhere than `old`, and how many either leaves undecided. Raises Unrecorded,
-    RecordError."""
-    here, there = choices(records, old), choices(records, new)
-    undecided = sum(UNDECIDED in {one.to, other.to} for one, other in zip(here, there, strict=True))
-    return moved([choice.to for choice in here], there, records), undecided
+def between(records: Sequence[Decided]) -> tuple[tuple[Move, ...], int]:
+    """Of two policies that decided the records: the requests that the second sends elsewhere than the first, and how
+    many either leaves undecided."""
+    undecided = sum(any(choice.to == UNDECIDED for choice in one.choices) for one in records)
+    return moved([one.choices[0].to for one in records], [one.choices[1] for one in records], records), undecided
 
 
-def shuffled(facts: Sequence[Facts], chosen: Sequence[Chances], policy: Policy) -> list[Way]:
-    """The same shares as `chosen` among requests that may reach the same tiers, whatever they are."""
-    kinds = [tuple(dict.fromkeys(permitted_tier(each, policy, t) for t in reachable(each, policy))) for each in facts]
+def shuffled(choices: Sequence[Choice]) -> list[Way]:
+    """The same shares as these have among requests that may reach the same tiers, whatever they are."""
     sums: dict[tuple[str, ...], dict[str, float]] = {}
-    for kind, chances in zip(kinds, chosen, strict=True):
-        total = sums.setdefault(kind, {})
-        for tier, p in chances.items():
+    for choice in choices:
+        total = sums.setdefault(choice.within, {})
+        for tier, p in choice.way.answers.items():
             total[tier] = total.get(tier, 0.0) + p
-    sizes = Counter(kinds)
-    shares = {kind: {tier: p / sizes[kind] for tier, p in total.items()} for kind, total in sums.items()}
-    return [Way(shares[kind]) for kind in kinds]
+    sizes = Counter(choice.within for choice in choices)
+    ways = {within: Way({tier: p / sizes[within] for tier, p in total.items()}) for within, total in sums.items()}
+    return [ways[choice.within] for choice in choices]
 
 
 def arm(rows: Sequence[Recorded], ways: Sequence[Way], prices: "Prices", told: tuple["Evidence", "Evidence"]) -> Arm:

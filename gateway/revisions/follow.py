@@ -130,8 +130,7 @@ class Revisions:
 
     def told(self) -> dict[str, object]:
         """For /ready: whether the file or a rollback is in force, and what is wrong with the file."""
-        problems = [str(one) for one in self.problems[:TOLD]]
-        return {"source": "rollback" if self.rollback else "file", "problems": problems}
+        return {"source": "rollback" if self.rollback else "file", "problems": [*map(str, self.problems[:TOLD])]}
 
     async def known(self) -> list[Revision]:
         """The revisions that can be rolled back to, the newest first."""
@@ -190,8 +189,11 @@ class Revisions:
             if found.problems != said:
                 log.warning("policy: %s stays in force: %s", self.policy, "; ".join(map(str, found.problems)))
             if self.text is None:  # the process began with what had been in force before it
-                was = next((one for one in await self.known() if one.digest == self.policy.digest), None)
+                ones: list[Revision | Rollback] = [*await self.known(), *filter(None, [self._found])]
+                alike = [one for one in ones if one.digest == self.policy.digest]
+                was = max(alike, key=lambda one: one.at, default=None)
                 self.text, self.calibration = (was.text, was.calibration) if was else (None, None)
+                self.rollback = was if isinstance(was, Rollback) else None
             return
         text = found.files[str(self.path)]
         same = identity(found.policy) == identity(self.policy)

@@ -76,7 +76,5 @@ class History:
 
 def merged(ones: Sequence[Revision], others: Sequence[Revision]) -> list[Revision]:
     """Both lists as one: each digest once, with its latest time, the newest first, KEPT at most."""
-    found: dict[str, Revision] = {}
-    for one in sorted([*ones, *others], key=lambda revision: -revision.at):
-        found.setdefault(one.digest, one)
-    return list(found.values())[:KEPT]
+    newest = {one.digest: one for one in sorted([*others, *ones], key=lambda revision: revision.at)}
+    return sorted(newest.values(), key=lambda revision: -revision.at)[:KEPT]

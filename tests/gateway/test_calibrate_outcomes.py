@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from gateway.calibrate import Example, examples, told
-from gateway.recorded import SHADOW, Chosen, LateOutcome, Outcome, Recorded, Seen, read
+from gateway.recorded import SHADOW, Chosen, LateOutcome, Outcome, Recorded, Seen
 from gateway.types import Facts, Verdict
+from tests.gateway.test_recorded import read
 
 
 def decision(name: str = "a", tier: str = "flash", **more: Any) -> Recorded:

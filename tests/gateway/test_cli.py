@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from backends.recipes.__main__ import parser
 from gateway import __version__
 from gateway.__main__ import main
-from gateway.cli import app
+from gateway.cli import ROOMS, app
 from gateway.cli.backends import ELSEWHERE
+from gateway.cli.command import command
 
 LEFT_OUT = (
     "gateway.cli.demo",
@@ -31,7 +32,10 @@ import logging, os, sys
 from typer.main import get_command
 from gateway.__main__ import main
 from gateway.cli import app
-assert get_command(app).get_command(None, "serve").name == "serve"
+commands = get_command(app)
+assert {{commands.get_command(None, name).name for name in commands.list_commands(None)}} >= {{"serve"}}
+print(*[name for name in sys.modules if name.startswith("gateway.") and not name.startswith("gateway.cli")])
+assert commands.resolve_command(None, ["serve"])[1].name == "serve"
 print(*[name for name in {LEFT_OUT!r} if name in sys.modules])
 
 from gateway.cli.serve import _loop
@@ -64,12 +68,22 @@ def told() -> list[str]:
     return ran.stdout.splitlines()
 
 
+def test_who_asks_which_commands_there_are_imports_none(told: list[str]) -> None:
+    assert told[0].split() == ["gateway.__main__"]
+
+
 def test_who_serves_holds_nothing_of_the_other_commands(told: list[str]) -> None:
-    assert told[0].split() == []
+    assert told[1].split() == []
 
 
 def test_who_serves_does_not_wait_for_who_reads_the_log(told: list[str]) -> None:
-    assert told[1:] == ["ended"]
+    assert told[2:] == ["ended"]
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_what_is_said_of_a_command_beside_others_it_says_itself(name: str) -> None:
+    room, line = ROOMS[name]
+    assert " ".join((command(room, name).help or "").partition("\n\n")[0].split()) == line
 
 
 def test_no_file_of_the_program_takes_the_place_of_a_closed_standard_file(tmp_path: Path) -> None:

@@ -77,6 +77,24 @@ def store() -> CountingStore:
     return CountingStore()
 
 
+@pytest.mark.parametrize(
+    ("had", "given", "left"),
+    [
+        ((20.0, "month"), {"usd": None}, (None, None)),
+        ((20.0, "month"), {"usd": None, "window": "7d"}, (None, "7d")),
+        ((None, "7d"), {"usd": None}, (None, "7d")),
+        ((20.0, "month"), {"usd": 30.0}, (30.0, "month")),
+        ((20.0, "month"), {"window": None}, (20.0, None)),
+    ],
+)
+def test_a_keys_own_amount_that_is_taken_out_leaves_no_window_that_its_plans_would_then_have(
+    had: tuple[float | None, str | None], given: dict[str, Any], left: tuple[float | None, str | None]
+) -> None:
+    _, record = new_key(b"x", "ann", usd=had[0], window=had[1])
+    found = changed(record, **given)
+    assert (found.usd, found.window) == left
+
+
 async def test_a_key_names_its_caller_and_plan(store: CountingStore) -> None:
     key, record = await kept(store, "ann", "gold")
     caller = await who(Keys(store), key)

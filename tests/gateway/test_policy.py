@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.policy import Policy, PolicyError, Problem, Split, load_policy, open_policy, schema, seconds
-from gateway.policy.load import contents
+from gateway.policy.check import check_reach, form
+from gateway.policy.load import Document, contents
 
 POLICIES = Path(__file__).parents[2] / "policies"
 SHIPPED = ("default.yaml", "reference.yaml", "hosted.yaml")
@@ -736,6 +737,15 @@ def test_a_mistake_from_the_environment_that_another_tier_inherits_is_told_once_
 def test_a_rule_that_something_is_left_for_is_taken(earlier: str, later: str) -> None:
     both = f"rules:\n  - {{id: a, route: pro, when: {{{earlier}}}}}\n  - {{id: b, route: pro, when: {{{later}}}}}"
     assert [rule.id for rule in load_policy(changed("rules:", both)).rules] == ["a", "b", "triaged"]
+
+
+def test_a_rule_is_held_against_those_alone_that_want_what_it_wants() -> None:
+    many = [{"id": str(at), "route": "a", "when": {"tools": True, "header": {"x": [str(at)]}}} for at in range(2000)]
+    told = {"schema": 1, "tiers": {"a": {"model": "m", "replicas": ["http://h"]}}, "rules": many}
+    rules = form().validate_json(json.dumps(told), strict=True).rules
+    began = time.process_time()
+    check_reach(Document("", ""), rules)
+    assert time.process_time() - began < 0.3, "not against each before it: a second"
 
 
 def test_many_unknown_keys_take_little_longer_to_refuse_than_one() -> None:

@@ -1,18 +1,36 @@
 """Decisions as lines, and the outcomes that came later."""
 
+import gc
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from gateway.recorded import RecordError, phases, read
+from gateway.recorded import Recorded, RecordError, gather, phases
 from gateway.types import Facts
 
 FACTS = {"model": "auto", "caller": "ann", "plan": "gold", "signals": ["sql"], "headers": {"x-a": "b"}}
 DECISION: dict[str, Any] = {"v": 1, "id": "r1", "caller": "k1", "facts": FACTS, "route": {"tier": "flash", "p": 0.9}}
 OUTCOME: dict[str, Any] = {"v": 1, "id": "r1", "caller": "k1", "at": 2.0, "outcome": {"quality": 0.25}}
+
+
+def read(files: list[Path], heard: Callable[[bytes], None] | None = None) -> list[Recorded]:
+    """All of each decision."""
+    return gather(files, lambda one: one, heard)
+
+
+def held(file: Path, keep: Callable[[Recorded], Recorded]) -> int:
+    """Bytes of memory that what is kept of a file's decisions takes."""
+    tracemalloc.start()
+    found = gather([file], keep)
+    gc.collect()
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return size if found else 0
 
 
 def written(path: Path, *lines: Any) -> Path:

@@ -22,7 +22,7 @@ from gateway.cli import app
 from gateway.errors import NotFound
 from gateway.keys import Keys
 from gateway.policy import Policy, load_policy
-from gateway.recorded import SHADOW, Outcome, Record, read
+from gateway.recorded import SHADOW, Outcome, Record
 from gateway.records import Records
 from gateway.settings import Settings
 from gateway.store import MemoryStore, State, open_store
@@ -30,6 +30,7 @@ from gateway.turns import conversation
 from gateway.types import Caller, Decision, Facts, Route
 from loadtest.servers import Sim
 from tests.gateway.serving import COMPLEX, SIMPLE, asked, body, eventually, gateway
+from tests.gateway.test_recorded import read
 from tests.tiers import JSON, policy_for
 
 ANN, BOB = Caller("k1", "ann", "default", ""), Caller("k2", "bob", "default", "")

@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.calibrate import Narrowed
 from gateway.kept import seen, to_keep
 from gateway.off_policy import estimate
 from gateway.policy import Policy, load_policy
 from gateway.recorded import RETRY, SHADOW, Outcome, Record, Recorded, RecordError, Used
-from gateway.replay import Unrecorded, replay
-from gateway.replay.choices import Choice, as_recorded, choices, wanted
+from gateway.replay import Deciding, Replay, Unrecorded
+from gateway.replay import replay as compared
+from gateway.replay.choices import Choice, as_recorded, wanted
 from gateway.replay.compared import above_first, moved, shuffled, weighed
 from gateway.routing import route
 from gateway.types import Caller, Decision, Facts, Route, Usage, Verdict
+from tests.gateway.test_recorded import held
 
 TEXT = """\
 schema: 1
@@ -100,13 +104,23 @@ def triaged(count: int, quality: Callable[[str, float], float], seed: int = 0) -
     return found
 
 
-def chances_of(records: list[Recorded]) -> list[Mapping[str, float]]:
-    return [choice.way.chances for choice in choices(records, A)]
+def choices(records: list[Recorded], made: Policy) -> list[Choice]:
+    return [one.choices[0] for one in map(Deciding(made), records)]
+
+
+def replay(records: list[Recorded], made: Policy) -> Replay:
+    return compared(list(map(Deciding(made), records)), made)
 
 
 def better(tier: str, p: float) -> float:
     """Pro is good at everything, Flash at what is simple."""
     return 0.9 if tier == "pro" else 0.9 - 0.8 * p
+
+
+def test_little_is_kept_of_records_that_were_decided_or_that_a_calibration_takes(tmp_path: Path) -> None:
+    (tmp_path / "records").write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in traffic(100)))
+    whole, decided, narrowed = (held(tmp_path / "records", keep) for keep in (copy, Deciding(A), Narrowed()))
+    assert 0 < max(decided * 5, narrowed * 4) < whole
 
 
 def test_the_same_policy_moves_nothing_not_even_what_was_explored() -> None:
@@ -143,7 +157,7 @@ def test_the_shuffle_has_the_candidates_shares_and_the_ends_have_theirs() -> Non
 
 def test_the_shuffle_sends_nobody_where_the_candidate_could_not() -> None:
     records = traffic(200)
-    for one, way in zip(records, shuffled([one.read_facts() for one in records], chances_of(records), A), strict=True):
+    for one, way in zip(records, shuffled(choices(records, A)), strict=True):
         bound = one.facts["plan"] == "batch" or one.facts["capped"]
         assert set(way.chances) <= ({"flash"} if bound else {"flash", "pro"})
         assert sum(way.chances.values()) == pytest.approx(1.0)

@@ -10,12 +10,13 @@ import pytest
 
 from gateway.cli.replay import in_words
 from gateway.policy import Policy, load_policy
-from gateway.recorded import Outcome, Recorded, read
-from gateway.replay import Unrecorded, replay
+from gateway.recorded import Outcome, Recorded
+from gateway.replay import Unrecorded
 from gateway.types import Facts, Held, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import body, gateway
-from tests.gateway.test_replay import TEXT, record
+from tests.gateway.test_recorded import read
+from tests.gateway.test_replay import TEXT, record, replay
 from tests.tiers import JSON, policy_for
 
 HELD = "holdback: {tiers: [flash], to: pro, escalate_when: {mean_logprob: {max: BOUND}, refusal: true}}\n"

@@ -379,6 +379,9 @@ async def test_a_process_that_starts_while_the_file_is_wrong_serves_what_was_in_
         await others.look()
         anew = await usable(house.path, house.store)
         assert (others.policy.revision, anew.revision) == (serves, serves)
+        begun = Revisions(house.path, anew, house.store, print, print)
+        await begun.look()
+        assert (begun.text, begun.told()) == (others.text, others.told()), "as who served it before"
     await house.store.keep("policy.rollback.house", b"{")
     assert (await usable(house.path, house.store)).revision == "c"
     house.path.write_text("schema: [")

@@ -13,13 +13,13 @@ import pytest
 from gateway.facts import observe
 from gateway.kept import seen
 from gateway.policy import Policy, PolicyError, load_policy, open_policy
-from gateway.replay import Unrecorded, replay
+from gateway.replay import Unrecorded
 from gateway.score import EMBEDDED, read_table
 from gateway.score.pieces import tokens as tokens_of
 from gateway.types import Facts, Verdict
 from loadtest.servers import Sim
 from tests.gateway.serving import asked, body, gateway
-from tests.gateway.test_replay import TEXT, record
+from tests.gateway.test_replay import TEXT, record, replay
 from tests.tiers import JSON, policy_for
 
 WORDS = ["prove", "hello", "the", "primes", "inf", "北", "京", "+", "?", "strasse", "a", "cafe"]
