@@ -18,7 +18,7 @@ ROOMS = {
     "sim": ("backends", "Serve a simulated vLLM; all flags go to it (`tiergate sim --help` lists them)."),
     "backends": (
         "backends",
-        "The tiers' own servers and checkpoints: list, command, size, estimate, convert, revert (--help after each).",
+        "Model servers and checkpoints: list, command, size, estimate, convert, revert (--help after each).",
     ),
     "usage": (
         "usage",
@@ -31,13 +31,13 @@ ROOMS = {
             "each finding with its repair."
         ),
     ),
-    "policy": ("policies", "Check, explain and describe policy files."),
+    "policy": ("policies", "Check, explain and compare policy files, put them in force, learn from records."),
     "keys": ("keys", "API keys, kept as keyed hashes in the shared store or in a file."),
     "config": ("settings", "Settings of this program; what is routed where stands in the policy."),
     "cache": ("cache", "Answers and verdicts that are remembered in the shared store."),
     "records": (
         "records",
-        "Print the decisions that `record.stream` keeps in the shared store, JSON lines, the oldest first.",
+        "Print the decisions that `record.stream` keeps in the shared store, as JSON lines, the oldest first.",
     ),
 }
 

@@ -52,9 +52,8 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
-        self._ended: Rollback | None = (
-            None  # which a change of our files ended; on other hosts the files may not have changed yet
-        )
+        # Which a change of our files ended; on other hosts the files may not have changed yet.
+        self._ended: Rollback | None = None
         self._files: Texts = {}
         self._tried: Rollback | None = None
         self._known: list[Revision] = []

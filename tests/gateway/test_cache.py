@@ -53,6 +53,9 @@ TYPED: JSON = {
     "reasoning_effort": "other",
     "n": 2,
     "seed": 2,
+    "logprobs": 2,
+    "top_logprobs": 2,
+    "top_k": 2,
     "max_tokens": 2,
     "max_completion_tokens": 2,
 }
