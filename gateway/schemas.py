@@ -7,6 +7,7 @@ string held its streams up for 18 s, 20,000 nested groups ended it; llama.cpp's 
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -16,10 +17,11 @@ from gateway.policy import Policy
 from gateway.types import ChatRequest
 
 LONGEST = 1000  # characters of a pattern, written out: one or two seconds; of several the squares add up
+_WHOLE = 4 * LONGEST  # as it stands, where a class of any length counts as one character
 FIELD = "pattern"  # in a plan's `fields` it lets all of them pass
 _OWN = "structured_outputs"  # vLLM's, which may hold schemas as text
 _HOLDERS = (_OWN, "response_format", "tools", "text", "output_config")
-_TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d*)(?:,(\d*))?\}|.", re.DOTALL)
+_TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{(\d*)(?:,(\d*))?\}|.", re.DOTALL)
 _BEGINS = re.compile(rb'Properties|"\s*:\s*"').match  # behind "pattern"
 _ESCAPED = re.compile(rb"\\u00[67]").search
 _decode = msgspec.json.Decoder(float_hook=float).decode
@@ -31,7 +33,8 @@ def refuse_patterns(request: ChatRequest, policy: Policy) -> None:
     if members.keys().isdisjoint(_HOLDERS) or FIELD in policy.callers.plans[request.caller.plan].fields:
         return
     for name in _HOLDERS:
-        if name in members and sum(written(one) ** 2 for one in patterns(name, bytes(members[name]))) > LONGEST**2:
+        squares = (written(one) ** 2 for one in patterns(name, bytes(members[name]))) if name in members else ()
+        if any(total > LONGEST**2 for total in accumulate(squares)):
             told = f"Patterns of more than {LONGEST} characters, repeats written out, hold up a model server"
             raise BadRequest(f"{told}: shorten them, or give strings a maxLength instead.", param=name)
 
@@ -74,6 +77,8 @@ def _read(data: bytes) -> Any:
 def written(pattern: str) -> int:
     """The characters of a pattern, its repeats written out; no more is counted than tells that it is too long. Of what
     engines read in several ways, as a `]` that begins a class, the longer one counts."""
+    if len(pattern) > _WHOLE:  # an open bracket is looked after to the end, once for each
+        return LONGEST + 1
     opened, total, last = list[int](), 0, 0  # `last`: the characters that a repeat would repeat
     for token in _TOKEN.finditer(pattern):
         if token[1] is not None:

@@ -119,6 +119,7 @@ def test_the_other_dialects_schemas_are_looked_at_too(path: str, member: JSON) -
         (")" * 9 + "(" * 9, 18, 18),
         ("(" * 50_000, 1001, 1001),
         ("[" * 50_000, 1001, 1001),
+        ("[" + "a" * 4000 + "]", 1001, 1001),  # too long to look through, whatever it says
         ("((a{0,100}){0,100}){0,100}", 1001, 2e6),
         ("a{99999999999999999999}", 1001, 1e10),
         ("a" + "{1}" * 50_000, 1001, 1001),
