@@ -22,6 +22,7 @@ from tests.tiers import JSON, policy_for
 
 EVERYONE = Caller("anonymous", "anonymous", "usual", "")
 RETRIED = {"quality": 0.0, "source": "retry"}
+READING = SOON * 1.5  # seconds that a person takes; an answer is told to have ended a little after its caller has it
 
 
 def looking(flash: Sim, pro: Sim, within: str = "60s", **changes: Any) -> Policy:
@@ -46,7 +47,7 @@ async def twice(
     """Asks, reads, and asks again; `headers` come with the second request."""
     what = body(f"{SIMPLE} {name}")
     await gate.ask(what | (first or {}), x_request_id=name)
-    await asyncio.sleep(SOON)
+    await asyncio.sleep(READING)
     await gate.ask(what | (second or {}), x_request_id=f"{name}-again", **headers)
 
 
@@ -86,7 +87,7 @@ async def test_something_else_another_conversation_a_library_and_a_loop_are_no_r
     async with gateway(looking(flash, pro, sessions={"ttl": "1m"})) as gate, nothing_else(gate):
         for at in range(3):
             await gate.ask(body("A loop."), x_request_id=f"loop-{at}")
-        pro.config(only="answer", stall_first=SOON * 1.5)
+        pro.config(only="answer", stall_first=READING)
         await asyncio.gather(
             *(twice(gate, name, None, second) for name, second in OTHERS.items()),
             *(gate.ask(body("At once.", model=tier), x_request_id=f"at-once-{tier}") for tier in ("flash", "pro")),
@@ -98,7 +99,7 @@ async def test_something_else_another_conversation_a_library_and_a_loop_are_no_r
 async def test_who_asks_a_third_time_has_said_it_all(flash: Sim, pro: Sim) -> None:
     async with gateway(looking(flash, pro)) as gate:
         await twice(gate, "watched")
-        await asyncio.sleep(SOON)
+        await asyncio.sleep(READING)
         await gate.ask(body(f"{SIMPLE} watched"), x_request_id="third")
         await eventually(lambda: "third" in outcomes(gate))
         await retried(gate, "watched")
@@ -118,7 +119,7 @@ async def test_what_failed_or_was_left_had_no_answer_to_retry(flash: Sim, pro: S
         await eventually(lambda: "left" in outcomes(gate))
         flash.reset()
         pro.reset()
-        await asyncio.sleep(SOON)
+        await asyncio.sleep(READING)
         await asyncio.gather(*(gate.ask(body(f"{SIMPLE} {at}", stream=True)) for at in range(4)))
 
 
@@ -160,9 +161,9 @@ async def test_no_caller_retries_anothers_answer(flash: Sim, pro: Sim) -> None:
             await gate.ask(body(), x_request_id=name, **who)
 
         await ask("of-ann", ann)
-        await asyncio.sleep(SOON)
+        await asyncio.sleep(READING)
         await ask("of-bob", bob)
-        await asyncio.sleep(SOON)
+        await asyncio.sleep(READING)
         await ask("again", bob)
         await retried(gate, "of-bob")
 
@@ -196,7 +197,7 @@ async def test_a_retry_is_seen_in_another_process_that_shares_store_and_records(
     for name in ("r", "again"):
         async with gateway(policy, open_store(valkey)) as gate:
             await gate.ask(body(), x_request_id=name)
-            await asyncio.sleep(SOON)
+            await asyncio.sleep(READING)
     async with gateway(policy, store := open_store(valkey)):
         lines = [json.loads(line) async for step in store.noted() for line in step]
     assert [(line["id"], line.get("outcome")) for line in lines] == [("r", None), ("again", None), ("r", RETRIED)]
