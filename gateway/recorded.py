@@ -1,6 +1,9 @@
 """What is recorded of an exchange, and how does a recorded decision look as a line of JSON?   No prompt text."""
 
-from collections.abc import Callable, Iterable, Sequence
+import errno
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +21,7 @@ PHASES = ("read", "decide", "relay")
 SHADOW = "shadow"  # source of outcomes that are the agreement with another tier's answer, and no judgement
 RETRY = "retry"  # and of those that tell no more than that the same was asked again
 WEAK = (RETRY, SHADOW)  # none replaces one that comes later here, nor a judgement
+PACKED = b"\x1f\x8b"  # how a file begins that gzip packed
 Quality = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]  # since 1970; milliseconds are more
@@ -226,11 +230,19 @@ def gather(
     return list(found.values())
 
 
-def _lines(path: Path) -> Iterable[tuple[str, bytes]]:
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, also of one that gzip packed, as those do that rotate logs. Raises OSError."""
+    with path.open("rb") as file:
+        try:
+            yield from gzip.open(file) if file.peek(len(PACKED)).startswith(PACKED) else file
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise OSError(errno.EIO, f"gzip: {error}", str(path)) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
-        with path.open("rb") as lines:
-            told = (pair for pair in enumerate(lines, 1) if pair[1].strip() and not _breaks_off(pair[1]))
-            yield from ((f"{path}:{number}", line) for number, line in told)
+        told = (pair for pair in enumerate(lines_of(path), 1) if pair[1].strip() and not _breaks_off(pair[1]))
+        yield from ((f"{path}:{number}", line) for number, line in told)
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
 

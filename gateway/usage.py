@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -31,7 +31,7 @@ class Booked(msgspec.Struct, frozen=True, gc=False):
 class Logged(msgspec.Struct):
     """The part of an exchange's log line that tells who paid for what."""
 
-    at: float
+    at: Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
     booked: Booked
     caller: str | None = None
     user: str | None = None
@@ -110,8 +110,9 @@ def booked(lines: Iterable[Line]) -> Booked | None:
 
 
 def logged(lines: Iterable[bytes]) -> list[Line]:
-    """What the exchanges that these lines of a log tell of come to; their callers are told by name. Lines of other
-    kinds are passed over, and so is an exchange for which nobody paid."""
+    """What the exchanges that these lines of a log tell of come to; their callers are told by name. What a collector
+    wrote before an exchange, such as the name of its pod, is passed over, and so are lines of other kinds, and an
+    exchange for which nobody paid."""
     sums: dict[tuple[str, str, str, str, bool], list[int]] = {}
     for line in lines:
         if one := _read(line):
@@ -127,7 +128,7 @@ def logged(lines: Iterable[bytes]) -> list[Line]:
 
 def _read(line: bytes) -> Logged | None:
     try:
-        return _LOGGED.decode(line)
+        return _LOGGED.decode(line[line.find(b"{") :])
     except UNREADABLE:
         return None
 

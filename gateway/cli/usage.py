@@ -3,14 +3,15 @@
 import csv
 import datetime
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.cli.output import Json, encoded, on_one_line, stop
+from gateway.cli.output import Json, encoded, on_one_line, stop, visible
 from gateway.cli.store import Redis, on
+from gateway.recorded import lines_of
 from gateway.store import Line, Store
 from gateway.usage import HEADINGS, Asked, LoggedHeading, Row, logged, reported
 
@@ -66,15 +67,15 @@ async def _read(store: Store, caller: str | None) -> tuple[list[Line], dict[str,
 def _logged(files: Sequence[Path], caller: str | None) -> list[Line]:
     """What these logs tell, of all callers or the one of this name. Exits with 1 where one cannot be read."""
 
-    def lines(path: Path) -> Iterator[bytes]:
-        with sys.stdin.buffer if str(path) == "-" else path.open("rb") as file:
-            yield from file
-
+    lines = (line for path in files for line in (sys.stdin.buffer if str(path) == "-" else lines_of(path)))
     try:
-        found = logged(line for path in files for line in lines(path))
+        found = [line for line in logged(lines) if caller in (None, line.caller)]
     except OSError as error:
         raise stop("usage", f"{error.filename}: {error.strerror}") from None
-    return [line for line in found if caller in (None, line.caller)]
+    if not found:
+        whose = "" if caller is None else f" of {visible(caller)}"
+        typer.echo(f"tiergate usage: no line tells of an exchange{whose} that is paid for", err=True)
+    return found
 
 
 def _cells(row: Row, names: Mapping[str, str]) -> tuple[str | int, ...]:

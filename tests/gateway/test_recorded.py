@@ -1,6 +1,7 @@
 """Decisions as lines, and the outcomes that came later."""
 
 import gc
+import gzip
 import json
 import tracemalloc
 from collections.abc import Callable
@@ -110,6 +111,16 @@ def test_the_line_that_a_gateway_is_writing_is_left_for_later(tmp_path: Path) ->
     for end in range(1, len(whole) + 1):
         found = read([written(tmp_path / "a", DECISION, whole[:end])])
         assert [one.id for one in found] == ["r1", "r2"][: 1 + (end == len(whole))]
+
+
+def test_a_file_that_gzip_packed_is_read_and_named_where_it_breaks_off(tmp_path: Path) -> None:
+    packed = gzip.compress(written(tmp_path / "a", DECISION, OUTCOME).read_bytes())
+    (one,) = read([written(tmp_path / "a.gz", packed)])
+    assert one.outcome
+    assert one.outcome.quality == 0.25
+    for broken in (packed[:-9], packed[:12] + b"\xff" * 40, packed[:2] + b"\0" * 9):
+        with pytest.raises(RecordError, match=rf"^{tmp_path}/b: gzip: "):
+            read([written(tmp_path / "b", broken)])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

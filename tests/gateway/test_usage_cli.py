@@ -1,6 +1,7 @@
 """`tiergate usage`: the ledger of a real Valkey, as people and programs read it."""
 
 import csv
+import gzip
 import json
 import time
 from pathlib import Path
@@ -88,6 +89,42 @@ async def test_logs_tell_the_ledgers_answers_and_who_asked_behind_a_key(
     assert [line.split()[0] for line in shown] == ["day", "answer", '=1,"a"\\x1b[2J\\n{', "ann", "answers:"]
     missing = usage("--log", str(tmp_path / "none"))
     assert (missing.exit_code, missing.stderr) == (1, f"tiergate usage: {tmp_path}/none: No such file or directory\n")
+
+
+PAID = b'{"at":1795490043.0,"caller":"ann","booked":{"tier":"pro","usd":0.5,"prompt":3,"cached":0,"completion":2}}\n'
+TWICE = b"\0" * 4096 + PAID + PAID.replace(b"1795490043.0", b"1e300") + b"2026-11-24T03:06:53Z store ok\n" + PAID
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(gzip.compress(TWICE), id="packed"),
+        pytest.param(TWICE.replace(b"{", b"\x1b[36mgateway-1  | \x1b[0m{", 1), id="docker compose logs"),
+        pytest.param(TWICE.replace(b"{", b"2026-11-24T03:06:53.123456789Z stderr F {", 1), id="Kubernetes' files"),
+    ],
+)
+def test_a_log_is_read_as_rotation_and_collectors_leave_it(tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "log").write_bytes(written)
+    found = usage("--log", str(tmp_path / "log"), "--json")
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert json.loads(found.stdout)["answers"] | {"estimated_usd": 0} == {
+        "requests": 2, "prompt_tokens": 6, "cached_tokens": 0, "completion_tokens": 4, "usd": 1.0, "estimated_usd": 0,
+    }  # fmt: skip
+
+
+def test_who_reads_a_log_hears_that_it_tells_of_nothing_and_that_it_breaks_off(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for written, caller, told in (
+        (b"up\n", None, "no line tells of an exchange that is paid for"),
+        (PAID, "bob", "no line tells of an exchange of bob that is paid for"),
+    ):
+        log.write_bytes(written)
+        nothing = usage("--log", str(log), *(("--caller", caller) if caller else ()))
+        assert (nothing.exit_code, nothing.stderr) == (0, f"tiergate usage: {told}\n")
+    log.write_bytes(gzip.compress(PAID)[:-9])
+    cut = usage("--log", str(log))
+    assert cut.exit_code == 1
+    assert cut.stderr.startswith(f"tiergate usage: {log}: gzip: Compressed file ended")
 
 
 def test_a_wrong_day_or_column_says_what_is_right() -> None:
