@@ -232,9 +232,9 @@ def gather(
 
 def lines_of(path: Path) -> Iterator[bytes]:
     """The lines of a file, also of one that gzip packed, as those do that rotate logs. Raises OSError."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, gzip.open(file) if file.peek(2).startswith(PACKED) else file as lines:
         try:
-            yield from gzip.open(file) if file.peek(len(PACKED)).startswith(PACKED) else file
+            yield from lines
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise OSError(errno.EIO, f"gzip: {error}", str(path)) from None
 

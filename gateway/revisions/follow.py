@@ -96,10 +96,13 @@ class Revisions:
             lost = self._found != self._ended  # a file that is gone ends no rollback, and brings none back
             same = (lost if (said := files[name]) is None else fingerprint(said) == told for name, told in was.items())
             rollback = await self._counting(self._found if all(same) else None)
-            if not again and files == self._files and rollback == self._tried:
+            same_files = not again and files == self._files and rollback == self._tried
+            if same_files and (rollback or files[str(self.path)] is not None):
                 return False
             text, calibration = (rollback.text, rollback.calibration) if rollback else (None, None)
             found = await asyncio.to_thread(attempted, self.path, text, calibration=calibration)
+            if same_files and found.problems == self.problems:  # it cannot be read, for the same reason
+                return False
             self._files, self._tried = {**found.files, **{name: files[name] for name in was}}, rollback
             await self._take(found, rollback)
             return True
@@ -154,9 +157,9 @@ class Revisions:
         return self.path
 
     async def _learn(self) -> None:
-        """Read the rollback from the store; while that does not answer, the last known one stands."""
+        """Read the rollback from the store; while that does not answer or has lost it, the last known one stands."""
         with contextlib.suppress(Overloaded, *UNREADABLE):
-            self._found = await self._history.rollback()
+            self._found = await self._history.rollback(self._found)
 
     async def _counting(self, standing: Rollback | None) -> Rollback | None:
         """The rollback that stands by the files, unless a change of them ended it: then it goes from the store, too."""

@@ -58,13 +58,17 @@ class History:
     async def keep_revisions(self, revisions: Sequence[Revision]) -> None:
         await self._store.keep(self._revisions, msgspec.json.encode(revisions))
 
-    async def rollback(self) -> Rollback | None:
-        """Raises also what is UNREADABLE."""
+    async def rollback(self, known: Rollback | None = None) -> Rollback | None:
+        """The rollback, None where it was taken back. `known` stays, and is kept again, where the store has lost what
+        it held of it. Raises also what is UNREADABLE."""
         found = await self._store.kept(self._rollback)
-        return None if found is None else msgspec.json.decode(found, type=Rollback)
+        if found is None and known:
+            await self.keep_rollback(known)
+        return known if found is None else msgspec.json.decode(found, type=Rollback | None)
 
     async def keep_rollback(self, rollback: Rollback | None) -> None:
-        await self._store.keep(self._rollback, msgspec.json.encode(rollback) if rollback else None)
+        """None says that it was taken back."""
+        await self._store.keep(self._rollback, msgspec.json.encode(rollback))
 
     async def last(self) -> Revision | Rollback | None:
         """What came into force last, by the file or by the rollback."""

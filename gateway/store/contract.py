@@ -215,8 +215,8 @@ class Store(Protocol):
     async def kept(self, name: str) -> bytes | None:
         """What was kept under `name`. Raises Overloaded."""
 
-    async def keep(self, name: str, value: bytes | None) -> None:
-        """Keep `value` for all processes until another one takes its place; None: nothing. Raises Overloaded."""
+    async def keep(self, name: str, value: bytes) -> None:
+        """Keep `value` for all processes until another one takes its place. Raises Overloaded."""
 
     async def ping(self) -> bool:
         """Whether the store answers."""

@@ -183,11 +183,8 @@ class MemoryStore:
     async def kept(self, name: str) -> bytes | None:
         return self._kept.get(name)
 
-    async def keep(self, name: str, value: bytes | None) -> None:
-        if value is None:
-            self._kept.pop(name, None)
-        else:
-            self._kept[name] = value
+    async def keep(self, name: str, value: bytes) -> None:
+        self._kept[name] = value
 
     async def ping(self) -> bool:
         return True

@@ -265,8 +265,8 @@ class RedisStore:
         found: bytes | None = await self._ask(b"GET", _kept(name))
         return found
 
-    async def keep(self, name: str, value: bytes | None) -> None:
-        await (self._ask(b"DEL", _kept(name)) if value is None else self._ask(b"SET", _kept(name), value))
+    async def keep(self, name: str, value: bytes) -> None:
+        await self._ask(b"SET", _kept(name), value)
 
     async def ping(self) -> bool:
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from typer import Exit
+from valkey import Valkey
 
 from gateway.cli.serve import usable
 from gateway.errors import BadRequest, NotFound, Overloaded
@@ -144,6 +145,24 @@ def test_a_file_that_turns_wrong_changes_nothing_and_says_where(
 
     with caplog.at_level(logging.WARNING, "gateway"):
         follows(house, work)
+
+
+def test_why_a_file_cannot_be_read_is_told_anew_where_the_reason_changes(house: House) -> None:
+    async def work(revisions: Revisions) -> None:
+        house.path.unlink()
+        for change, told in (
+            (bytes, "No such file or directory"),
+            (house.path.mkdir, "Is a directory"),
+            (house.path.rmdir, "No such file or directory"),
+            (lambda: house.path.write_bytes(b"# \xe9"), "1:3: not UTF-8"),
+        ):
+            change()
+            assert await revisions.look()
+            assert told in str(revisions.problems[0])
+            assert not await revisions.look(), "nothing is counted twice"
+        assert house.counted == ["accepted", *["rejected"] * 4]
+
+    follows(house, work)
 
 
 def test_a_file_that_is_read_again_and_says_the_same_is_taken_over_without_a_word(
@@ -327,6 +346,28 @@ async def test_a_rollback_that_a_change_of_the_file_ended_is_over_also_when_the_
     assert [each.policy.revision for each in (here, there, anew)] == ["b", "b", "b"]
     await here.roll_back("previous")
     assert here.told()["source"] == "rollback", "another one counts"
+
+
+async def test_a_rollback_stays_though_the_store_loses_it_until_it_is_taken_back(valkey: str, house: House) -> None:
+    house.store = open_store(valkey)
+    one, other = house.revisions(), house.revisions()
+    for revision in ("a", "b"):
+        house.path.write_text(text(revision))
+        for each in (one, other):
+            await each.look()
+    await one.roll_back("previous")
+    await other.look()
+    with Valkey.from_url(valkey) as client:
+        client.flushall()
+    anew = house.revisions()
+    for each in (other, one, anew):
+        await each.look()
+    assert [each.policy.revision for each in (one, other, anew)] == ["a", "a", "a"]
+    await other.roll_forward()
+    for each in (one, anew):
+        await each.look()
+    assert [each.policy.revision for each in (one, other, anew)] == ["b", "b", "b"]
+    await house.store.close()
 
 
 def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_there_again(house: House) -> None:
