@@ -17,6 +17,7 @@ import dataclasses
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from gateway.key_records import window_problem
 from gateway.policy import Document, PolicyError, file_text, read_document, suggestion
 from gateway.store import KeyRecord
 
+SETTLE = 0.05  # seconds for which a changed file must stay the same before it counts: it may be half written
 LOOK = 0.4  # seconds between two looks at the file: a revoked key is refused within a second
 TOP = ("schema", "secret", "keys")
 FIELDS = tuple(field.name for field in dataclasses.fields(KeyRecord))
@@ -73,9 +75,14 @@ class KeyFile:
             await asyncio.to_thread(self.look)
 
     def look(self) -> None:
-        """Read the file and use its keys if it changed and is valid; logs when it becomes invalid, and valid again."""
+        """Read the file and use its keys if it changed, stays so and is valid; logs when it becomes invalid, and valid
+        again."""
         try:
             text = file_text(self._path)
+            if text != self._text:
+                time.sleep(SETTLE)
+                if file_text(self._path) != text:
+                    return
         except PolicyError as error:
             self._text = None
             self._tell(str(error))

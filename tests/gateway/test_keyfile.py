@@ -3,6 +3,7 @@ import contextlib
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from gateway.cli import app
 from gateway.cli.keyfile import KeyFileStore
-from gateway.keyfile import KeyFile, read_keys
+from gateway.keyfile import SETTLE, KeyFile, read_keys
 from gateway.policy import PolicyError, load_policy
 from gateway.store import KeyRecord, open_store
 from loadtest.servers import Sim, free_port, program
@@ -108,6 +109,23 @@ def test_a_file_is_taken_over_when_it_changed_and_kept_as_it_was_while_it_is_wro
         assert then(lambda: path.write_text(text(ANN))) == (True, True), "as it was before it was missing"
         assert then(lambda: path.write_text(text())) == (False, True)
     assert [record.getMessage().count("stay in force") for record in caplog.records] == [1, 1, 0, 1, 0]
+
+
+def test_a_file_that_is_still_being_written_loses_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    first, second = (json.dumps({**ANN, "id": f"{n:012x}"}) for n in range(2))
+    half = f"schema: 1\nsecret: {SECRET}\nkeys:\n- {first}\n"  # which is right in itself
+    path.write_text(f"{half}- {second}\n")
+    file = KeyFile(path)
+    path.write_text(half)
+    rest = threading.Timer(SETTLE / 2, path.write_text, [f"{half}- {second}\n# written anew\n"])
+    rest.start()
+    file.look()
+    rest.join()
+    assert len(file.records()) == 2
+    path.write_text(half)
+    file.look()
+    assert (len(file.records()), file.problem) == (1, None)
 
 
 def test_a_swapped_link_is_seen(tmp_path: Path) -> None:
