@@ -1,5 +1,7 @@
 """tiergate: the command line."""
 
+import io
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -78,4 +80,6 @@ def tiergate(
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in another script must not end a command
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="tiergate")

@@ -18,15 +18,16 @@ from gateway.store import KeyRecord
 
 
 class KeyFileStore:
-    """The methods that a Store has for keys, on a file that need not exist yet. All raise PolicyError for an invalid
-    file, OSError for one that cannot be written, and ValueError for a file in YAML, whose comments would be lost.
+    """The methods that a Store has for keys, on a file that need not exist yet where it may be `new`. All raise
+    PolicyError for an invalid file, OSError for one that cannot be written, and ValueError for a file in YAML, whose
+    comments would be lost.
 
     A lock on the folder lets one process write at a time. The file is replaced whole, so that a reader sees the old one
     or the new one, with mode 0600; of a symbolic link the target is replaced.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = Path(os.path.realpath(path))
+    def __init__(self, path: Path, new: bool = True) -> None:
+        self._path, self._new = Path(os.path.realpath(path)), new
 
     async def secret(self) -> bytes:
         """The file's secret; the file is made if there is none."""
@@ -62,7 +63,7 @@ class KeyFileStore:
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            before = file_text(self._path) if self._path.exists() else None
+            before = None if self._new and not self._path.exists() else file_text(self._path)
             fresh = {"schema": 1, "secret": secrets.token_hex(32), "keys": []}
             written = fresh if before is None else self._decoded(before)
             yield written

@@ -23,7 +23,7 @@ T = TypeVar("T")
 PAUSE = 0.5  # seconds that another `keys first`, which made the caller's key, has to make the admin key, too
 File = Annotated[
     Path | None,
-    typer.Option("--file", help="A file of keys, in place of the store; created if missing.", metavar="FILE"),
+    typer.Option("--file", help="A file of keys, in place of the store; who makes a key makes it.", metavar="FILE"),
 ]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id that `keys list` shows, or the key itself.")]
 Plan = Annotated[str | None, typer.Option(help="A plan of the policy; a key without one has the default.")]
@@ -100,7 +100,7 @@ def change(  # noqa: PLR0913, PLR0917  (typer makes each option a parameter)
     fields |= dict.fromkeys(unset or ())
     if not fields:
         raise stop("keys", "nothing is given to change")
-    record = _there(which, _on(file, redis, lambda store: store.change_key(_id(which), lambda r: changed(r, **fields))))
+    record = _changed(which, file, redis, lambda record: changed(record, **fields))
     typer.echo(encoded(shown(record)) if json else f"changed {record.id}")
 
 
@@ -112,7 +112,7 @@ def rotate(which: Id, keep: Keep = None, json: Json = False, redis: Redis = None
         key, rotated = rotation(await store.secret(), _id(which), keep)
         return key, await store.change_key(_id(which), rotated)
 
-    key, found = _on(file, redis, make)
+    key, found = _on(file, redis, make, new=False)
     record = _there(which, found)
     typer.echo(encoded({"key": key, **shown(record)}) if json else key)
 
@@ -188,7 +188,7 @@ def _own(record: KeyRecord) -> Iterator[str]:
 @keys.command()
 def revoke(which: Id, json: Json = False, redis: Redis = None, file: File = None) -> None:
     """End a key; every gateway on the store or the file refuses it within a second."""
-    record = _there(which, _on(file, redis, lambda store: store.change_key(_id(which), as_revoked)))
+    record = _changed(which, file, redis, as_revoked)
     typer.echo(encoded({"revoked": record.id}) if json else f"revoked {record.id}")
 
 
@@ -208,6 +208,10 @@ def _id(which: str) -> str:
     return id_of(which) or which
 
 
+def _changed(which: str, file: Path | None, url: str | None, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+    return _there(which, _on(file, url, lambda store: store.change_key(_id(which), change), new=False))
+
+
 def _there(which: str, record: KeyRecord | None) -> KeyRecord:
     """Exits with 1 when there is no such key."""
     if record is None:
@@ -215,15 +219,18 @@ def _there(which: str, record: KeyRecord | None) -> KeyRecord:
     return record
 
 
-def _on(file: Path | None, url: str | None, work: Callable[[Store | KeyFileStore], Awaitable[T]]) -> T:
-    """What `work` gives on the file, else on the store. Exits with 1 when there is neither, or it cannot be used."""
+def _on(
+    file: Path | None, url: str | None, work: Callable[[Store | KeyFileStore], Awaitable[T]], *, new: bool = True
+) -> T:
+    """What `work` gives on the file (`new`: it may be made), else on the store. Exits with 1 when there is neither, or
+    it cannot be used."""
     if file is None and url is None:
         raise stop("keys", "keys need a place: give --redis URL (or set GATEWAY_REDIS_URL), or --file FILE")
     if file is None:
         return on("keys", url, work)
 
     async def main() -> T:
-        return await work(KeyFileStore(file))
+        return await work(KeyFileStore(file, new))
 
     try:
         return asyncio.run(main())

@@ -122,8 +122,9 @@ def tell(path: Path, problems: Sequence[Problem], how: Format) -> None:
         return
     for problem in problems:
         if how is Format.github:
-            place = f"file={escaped(problem.file)},line={problem.line},col={problem.column}"
-            print(f"::error {place}::{escaped(f'{problem.path}: {problem.message}')}")
+            name = escaped(problem.file).replace(":", "%3A").replace(",", "%2C")
+            told = f"{problem.path}: {problem.message}" if problem.path else problem.message
+            print(f"::error file={name},line={problem.line},col={problem.column}::{escaped(told)}")
         else:
             print(visible(str(problem)), file=sys.stderr)
     if how is Format.text:

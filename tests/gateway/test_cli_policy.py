@@ -1,6 +1,9 @@
 """`tiergate policy check | explain | schema` on the command line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,27 @@ def test_check_as_json_is_data(broken: str) -> None:
 def test_check_for_github_is_an_annotation(broken: str) -> None:
     found = run("check", broken, "--format", "github").stdout
     assert found == f'::error file={broken},line=3,col=24::rules.0.route: no tier is named "b"; known: a\n'
+
+
+def test_an_annotation_names_any_file_and_of_the_whole_file_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "a,b:c.yaml"
+    path.write_text("")
+    found = run("check", str(path), "--format", "github").stdout
+    assert (
+        found == f"::error file={tmp_path}/a%2Cb%3Ac.yaml,line=1,col=1::empty: a policy needs schema, tiers and rules\n"
+    )
+
+
+def test_a_name_that_the_terminal_cannot_show_is_spelt_out(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    tests = "tests: [{name: 日本, request: {prompt: hi}, expect: {tier: a}}]\n"
+    path.write_text(
+        f"schema: 1\ntiers: {{a: {{model: m, replicas: ['http://h']}}}}\nrules: [{{id: x, route: a}}]\n{tests}",
+        encoding="utf-8",
+    )
+    command, terminal = [sys.executable, "-m", "gateway", "policy", "test", str(path)], {"PYTHONIOENCODING": "ascii"}
+    told = subprocess.run(command, env=os.environ | terminal, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert told.stdout == "passes  \\u65e5\\u672c  ->  a (x: rule)\n"
 
 
 def test_several_problems_are_counted_and_each_is_one_annotation_whatever_the_file_says(tmp_path: Path) -> None:

@@ -169,6 +169,13 @@ def test_revoking_an_unknown_id_fails(url: str) -> None:
     assert "000000000000" in done.stderr
 
 
+@pytest.mark.parametrize("words", [("change", "x", "--name", "y"), ("rotate", "x"), ("revoke", "x"), ("list",)])
+def test_only_who_makes_a_key_makes_a_file(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = run(*words, "--file", str(tmp_path / "kyes.json"))
+    assert (done.exit_code, [*tmp_path.iterdir()]) == (1, [])
+    assert done.stderr.endswith("kyes.json:1:1: cannot be read: No such file or directory\n")
+
+
 def test_a_changed_key_is_the_same_key_with_what_is_given_or_unset(url: str) -> None:
     made = json.loads(run("create", "ann", "--usd", "5", "--may", "pro", "--expires", "30d", "--json", url=url).stdout)
     words = "--name eve --plan gold --usd 20 --window month --unset expires --unset may"
