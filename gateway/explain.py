@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from msgspec import structs
+from msgspec import Meta, structs
 
 from gateway.errors import Refusal
 from gateway.policy import Policy, Rule, Step
@@ -87,6 +87,10 @@ class Costs(TypedDict):
     output_tokens_from: str
 
 
+_WAYS = {"type": "object", "additionalProperties": {"$ref": "#/components/schemas/Way"}}
+Sides = Annotated[dict[str, Any], Meta(extra_json_schema=_WAYS | {"properties": {"otherwise": _WAYS}})]
+
+
 class Explanation(TypedDict):
     """The whole decision; holds no prompt text. `score`: null where nothing looks at it. `triaged`: whether the rule
     wants a verdict. `verdict`: null when none was given or wanted. `sides`: the ways that either side of the threshold
@@ -100,7 +104,7 @@ class Explanation(TypedDict):
     route: Way
     triaged: bool
     verdict: ToldVerdict | None
-    sides: dict[str, Any] | None
+    sides: Sides | None
     instead: Instead | None
     cost: Costs
 

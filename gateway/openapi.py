@@ -19,6 +19,10 @@ def _object(*required: str, **properties: JSON) -> JSON:
     return {"type": "object", "required": list(required), "properties": properties}
 
 
+def _by_name(value: JSON) -> JSON:
+    return {"type": "object", "additionalProperties": value}
+
+
 def _json(schema: JSON) -> JSON:
     return {"application/json": {"schema": schema}}
 
@@ -140,14 +144,49 @@ _KEY = _object(
 KEYED: JSON = {"security": [{"key": []}, {"x-api-key": []}]}
 _NAMED: JSON = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]}
 _PLAIN: JSON = {"text/plain": {"schema": {"type": "string"}}}
-_OBJECT = _json({"type": "object"})
+_WORD, _WHOLE, _WORDS = {"type": "string"}, {"type": "integer"}, {"type": "array", "items": {"type": "string"}}
+_PRICES = _object("prompt", "completion", "input_cache_read", prompt=_WORD, completion=_WORD, input_cache_read=_WORD)
+_MODEL = _object(
+    "id", "object", "created", "owned_by",
+    id=_WORD,
+    object={"const": "model"},
+    created={**_WHOLE, "description": "Unix seconds"},
+    owned_by=_WORD,
+    root={**_WORD, "description": "The name that the tier's servers know"},
+    max_model_len={**_WHOLE, "description": "Tokens that a prompt may have"},
+    context_length={**_WHOLE, "description": "The same"},
+    pricing=_PRICES | {"description": "US dollars a token, where the tier has a price"},
+)  # fmt: skip
+_MODELS = _object("object", "data", object={"const": "list"}, data={"type": "array", "items": _MODEL})
+_STATE = _object(
+    "inflight", "queued", "up", "places",
+    inflight=_WHOLE,
+    queued=_WHOLE,
+    up={"type": "array", "items": {"type": "boolean"}, "description": "Its replicas, in the policy's order"},
+    places={**_WHOLE, "description": "How many calls may be in flight"},
+)  # fmt: skip
+_READY = _object(
+    "status", "workers", "store", "processes", "limits", "policy", "load", "tiers",
+    status={"enum": ["ok", "leaving"]},
+    workers=_WHOLE,
+    store={"enum": ["memory", "ok", "down"]},
+    processes={**_WHOLE, "description": "That share the store"},
+    keys_file={"enum": ["ok", "broken"], "description": "Where there is one"},
+    limits=_by_name({"enum": ["shared", "local", "deny", "allow"]}),
+    policy=_object(
+        "name", "revision", "digest", "source", "problems",
+        name=_WORD, revision=_WORD, digest=_WORD, source={"enum": ["file", "rollback"]}, problems=_WORDS,
+    ),
+    load=_by_name(_WHOLE),
+    tiers=_by_name(_STATE),
+)  # fmt: skip
 _OFTEN: dict[str, tuple[str, JSON, JSON]] = {
-    "/health": ("Is the process alive?", _OBJECT, {}),
-    "/ready": ("Can it serve?", _OBJECT, {}),
+    "/health": ("Is the process alive?", _json(_object("status", status={"const": "ok"})), {}),
+    "/ready": ("Can it serve? 503: it leaves", _json(_READY), {}),
     "/metrics": ("Metrics in Prometheus' format", _PLAIN, {}),
     "/v1/key": ("What may the key that asks do, and what is left of that?", _json(_KEY), KEYED),
-    "/v1/models": ("The names that `model` may have", _OBJECT, KEYED),
-    "/v1/models/{model}": ("One of them", _OBJECT, KEYED | _NAMED),
+    "/v1/models": ("The names that `model` may have", _json(_MODELS), KEYED),
+    "/v1/models/{model}": ("One of them", _json(_MODEL), KEYED | _NAMED),
 }
 _TOLD = [
     ("x-request-id", "The request's id; in /v1/messages also as request-id"),

@@ -35,7 +35,7 @@ tiers:
     model: {flash}
     replicas: ["${{FLASH_URL}}"]
     set: {{chat_template_kwargs: {{thinking: false, enable_thinking: false}}}}
-  pro: {{model: {pro}, replicas: ["${{PRO_URL}}", "http://127.0.0.1:9"]}}
+  pro: {{model: {pro}, replicas: ["${{PRO_URL}}", "http://127.0.0.1:9"], price: {{output_per_m: 1000000}}}}
 triage: {{tier: flash, strategy: json_logprobs, timeout: 5s, threshold: 0.5, speculate: never}}
 rules:
   - {{id: phase, when: {{header: {{x-phase: {html}}}}}, route: flash}}
@@ -218,9 +218,11 @@ def test_a_prompt_is_explained_without_being_answered_or_sent_and_streamed(place
     out = page.locator(".out")
     expect(out).to_contain_text("pro by rule triaged: complex.")
     assert place.pro.seen() == []
+    page.get_by_label("Longest answer").fill("7")
     page.get_by_role("button", name="Send and stream").click()
     expect(out).to_contain_text("pro by rule triaged: complex.")
     expect(out).to_contain_text("First token here")
+    expect(out).to_contain_text("Its caller pays$7.00")
     assert out.locator(".answer").all_inner_texts() != ["", ""]
     assert len(place.pro.seen()) == 1
 

@@ -64,3 +64,16 @@ def test_a_client_that_is_made_of_the_document_lacks_no_path_for_want_of_what_a_
         found += [inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)]
     lists = [one for one in found if isinstance(one, dict) and "array" in (one.get("type"), *(one.get("type") or ()))]
     assert [one for one in lists if "items" not in one] == []
+
+
+def test_what_we_say_ourselves_has_a_form_as_far_as_a_client_reads_it(url: str) -> None:
+    document = json.loads(urlopen(url + "/openapi.json").read())
+    for path in ("/health", "/ready", "/v1/key", "/v1/models", "/v1/models/{model}"):
+        answer = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert answer["required"]
+        assert answer["properties"].keys() >= set(answer["required"])
+    shapes = document["components"]["schemas"]
+    (sides, _) = shapes["Explanation"]["properties"]["sides"]["anyOf"]
+    for ways in (sides, sides["properties"]["otherwise"]):
+        assert ways["additionalProperties"] == {"$ref": "#/components/schemas/Way"}
+    assert "tier" in shapes["Way"]["properties"]

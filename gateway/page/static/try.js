@@ -2,7 +2,7 @@
 import { copier, empty, h, pairs, say } from "./dom.js";
 import { Failed, json, send } from "./api.js";
 import { explanation } from "./explain.js";
-import { time } from "./format.js";
+import { time, usd } from "./format.js";
 
 const KEY = "caller-key";
 const DRAFT = "prompt";
@@ -112,10 +112,13 @@ class Try {
     const own = Number(answer.headers.get("x-gateway-overhead-ms")) / 1000;
     const shown = (more) => figures.replaceChildren(pairs([...told, ["Gateway’s own time", time(own)], ...more]));
     shown([]);
-    let first = null;
+    let [first, paid] = [null, null];
     for await (const event of events(answer.body)) {
       if (event.error) throw new Failed(0, event.error.message ?? "The answer broke off.");
-      if (event.route) this.out.append(explanation(event.route));
+      if (event.route) {
+        paid = event.route.answer_usd;
+        this.out.append(explanation(event.route));
+      }
       const delta = event.choices?.[0]?.delta ?? {};
       const [thinks, says] = [delta.reasoning_content ?? delta.reasoning ?? "", delta.content ?? ""];
       if ((thinks || says) && first === null) {
@@ -125,7 +128,7 @@ class Try {
       thought.append(thinks);
       said.append(says);
     }
-    shown([["First token here", time(first)], ["All of it", time((performance.now() - started) / 1000)]]);
+    shown([["First token here", time(first)], ["All of it", time((performance.now() - started) / 1000)], ["Its caller pays", usd(paid)]]);
   }
 }
 
