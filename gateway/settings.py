@@ -21,6 +21,7 @@ HOSTNAME = re.compile(r"\w[\w.-]*|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")  # as browsers write one
 SHORTEST_KEY, SHORTEST_ADMIN_KEY = 24, 32  # characters
 FEWEST = 8  # different characters in an admin key; of 32 random hex digits one key in 10^7 has fewer
+SENDABLE = re.compile("[!-~]([ -~]*[!-~])?")  # blanks at the ends of a header are no part of it
 MAKE = "make one with: openssl rand -hex 32"
 PLACEHOLDERS = re.compile(
     "changeme|changethis|password|passwort|placeholder|replaceme|yourkey|youradminkey|insert|example|secret|letmein|"
@@ -118,9 +119,11 @@ class Settings(BaseModel):
 
     @field_validator("api_key")
     @classmethod
-    def _long(cls, key: str | None) -> str | None:
+    def _usable(cls, key: str | None) -> str | None:
         if key is not None and len(key) < SHORTEST_KEY:
             raise ValueError(f"it has {len(key)} characters; at least {SHORTEST_KEY} are needed; {MAKE}")
+        if key is not None and not SENDABLE.fullmatch(key):
+            raise ValueError(f"no request can carry it: it has a blank at an end, a line's end, or no ASCII; {MAKE}")
         return key
 
     @model_validator(mode="before")

@@ -5,6 +5,8 @@ from pydantic import ValidationError
 
 from gateway.settings import Settings
 
+KEY = "5d0c63ab12f94e7791be0f3ac2d85617"
+
 
 def test_settings_come_from_the_environment_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_PORT", "9000")
@@ -71,6 +73,14 @@ def test_a_weak_admin_key_is_refused_and_not_repeated_but_said_how_to_make_one(k
         Settings(admin_key=key)
     assert "openssl rand -hex 32" in str(error.value)
     assert key not in str(error.value)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}", f"{KEY}ü", f"{KEY}\t{KEY}"])
+def test_a_caller_key_that_no_request_can_carry_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValidationError, match="no request can carry it") as error:
+        Settings(api_key=key)
+    assert KEY not in str(error.value)
+    assert Settings(api_key=f"{KEY} and {KEY}").api_key == f"{KEY} and {KEY}"
 
 
 def test_a_short_caller_key_is_refused_and_not_repeated_but_said_how_to_make_one() -> None:
