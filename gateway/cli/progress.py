@@ -16,7 +16,7 @@ def reading(files: Sequence[Path]) -> Iterator[Callable[[bytes], None]]:
 
     with _bar(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("reading records", total=sum(path.stat().st_size for path in files if path.is_file()))
-        yield lambda line: bar.advance(task, len(line))
+        yield (lambda _: None) if bar.disable else lambda line: bar.advance(task, len(line))
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class Deciding:
         """Raises Unrecorded, RecordError."""
         for policy in self._policies:
             refuse_unrecorded(one, policy)
+        facts = one.read_facts()
         return Decided(
             id=one.id,
             caller=self._once(one.caller),
@@ -91,12 +92,11 @@ class Deciding:
             used=one.used,
             outcome=one.outcome,
             before=self._once(as_recorded(one)),
-            choices=tuple(self._once(choice(one, policy)) for policy in self._policies),
+            choices=tuple(self._once(choice(one, facts, policy)) for policy in self._policies),
         )
 
 
-def choice(one: Recorded, policy: Policy) -> Choice:
-    facts = one.read_facts()
+def choice(one: Recorded, facts: Facts, policy: Policy) -> Choice:
     found = try_route(facts, one.verdict, policy)  # which needs none, where the rule or the wish decides
     if isinstance(found, Route):
         way = along(one, facts, found.chances or {found.tiers[0]: 1.0}, policy)
@@ -132,12 +132,16 @@ def refuse_unrecorded(one: Recorded, policy: Policy) -> None:
     for fact, rule in policy.once(wanted).items():
         if not holds(one, fact, looks):
             raise Unrecorded(f"rule {rule} looks at {fact}, which record {one.id} ({one.policy}) does not hold")
-    asking = next((rule for rule in policy.rules if rule.asks), None)
+    asking = policy.once(first_that_asks)
     if asking and one.verdict and one.seen and one.seen.question != looks.question:
         raise Unrecorded(
             f"rule {asking.id} asks {looks.question!r}, but the verdict of record {one.id} answers "
             f"{one.seen.question!r}: a verdict on one question says nothing about another"
         )
+
+
+def first_that_asks(policy: Policy) -> Rule | None:
+    return next((rule for rule in policy.rules if rule.asks), None)
 
 
 def wanted(policy: Policy) -> dict[str, str]:
