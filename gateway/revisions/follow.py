@@ -96,12 +96,12 @@ class Revisions:
             lost = self._found != self._ended  # a file that is gone ends no rollback, and brings none back
             same = (lost if (said := files[name]) is None else fingerprint(said) == told for name, told in was.items())
             rollback = await self._counting(self._found if all(same) else None)
-            same_files = not again and files == self._files and rollback == self._tried
-            if same_files and (rollback or files[str(self.path)] is not None):
+            alike = not again and files == self._files and rollback == self._tried
+            if alike and (rollback or files[str(self.path)] is not None):
                 return False
             text, calibration = (rollback.text, rollback.calibration) if rollback else (None, None)
             found = await asyncio.to_thread(attempted, self.path, text, calibration=calibration)
-            if same_files and found.problems == self.problems:  # it cannot be read, for the same reason
+            if alike and found.problems == self.problems:  # it cannot be read, for the same reason
                 return False
             self._files, self._tried = {**found.files, **{name: files[name] for name in was}}, rollback
             await self._take(found, rollback)
