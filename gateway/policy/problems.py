@@ -42,10 +42,11 @@ def place_in(text: bytes, offset: int) -> tuple[int, int]:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """What the writer may have meant: the nearest known word, else the list of all."""
+    """What the writer may have meant: the nearest known word, else the list of all. Letters that look alike, as
+    Cyrillic ones do, are spelt out."""
     names = list(known)
     if near := nearest(word, names):
-        return f'did you mean "{near}"?'
+        return f'did you mean "{near}"?{"" if word.isascii() else f" This is {word!a}"}'
     return f"known: {', '.join(names)}" if names else "none is defined"
 
 

@@ -305,6 +305,10 @@ ONE_LINE = (
 )
 BAD = {
     "unknown key": (changed("schema: 1", "schema: 1\nrulez: 1"), '2:1: rulez: unknown key; did you mean "rules"?'),
+    "a key with a letter of another script": (
+        SMALLEST + "triage: {tim\u0435out: 1s}\n",
+        """7:10: triage.tim\u0435out: unknown key; did you mean "timeout"? This is 'tim\\u0435out'""",
+    ),
     "key of a section": (SMALLEST + "threshold: 0.3\n", "7:1: threshold: unknown key; it belongs to triage"),
     "key of a section, or near another": (
         SMALLEST + "cache: {ttl: 1m}\n",
