@@ -72,7 +72,8 @@ def around_length(data: bytes, size: int) -> tuple[bytes, bytes] | None:
 def announced(data: bytes, before: bytes, behind: bytes) -> int:
     """The content-length of a head that has `before` and `behind` around it, if `data` is such a head; else 0, as for
     one of more than nine digits or with leading zeros."""
-    digits = data[len(before) : -len(behind)]
-    if len(digits) > 9 or not digits.isdigit() or digits.startswith(b"0"):
+    start, end = len(before), len(data) - len(behind)
+    digits = data[start:end] if end <= start + 9 else b""  # else much of a body would be copied
+    if not digits.isdigit() or digits.startswith(b"0"):
         return 0
     return int(digits) if data.startswith(before) and data.endswith(behind) else 0

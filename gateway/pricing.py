@@ -161,17 +161,14 @@ def charged(request: ChatRequest, policy: Policy) -> int:
     that failed are not its own, nor is a call that was made for another request."""
     money = 0
     for bill in request.bills:
-        if bill.kind != "answer" or bill.void or bill.lost:
-            continue
-        found = bill.line or line(bill, request, policy)
-        money += found.money
-        bill.line = None if found.estimated else found
+        if bill.kind == "answer" and not (bill.void or bill.lost):
+            money += (bill.line or line(bill, request, policy)).money
     return money
 
 
 def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
-    """The ledger line of a call: tokens as the server counted them, else estimated, and then never above what the
-    caller allows."""
+    """The ledger line of a call: tokens as the server counted them, which it keeps (`Bill.line`), else estimated, and
+    then never above what the caller allows."""
     usage, price, cached = bill.usage, policy.tiers[bill.tier].price, 0
     prompt, completion, estimated = usage.prompt, usage.completion, not usage.complete
     if estimated or prompt is None or completion is None:
@@ -180,7 +177,9 @@ def line(bill: Bill, request: ChatRequest, policy: Policy) -> Line:
         cached = min(usage.cached, prompt)
     money = cost(price, prompt, cached, completion)
     kind: Kind = "draft" if bill.lost else bill.kind
-    return Line(bill.tier, kind, estimated, prompt, cached, completion, money)
+    found = Line(bill.tier, kind, estimated, prompt, cached, completion, money)
+    bill.line = None if estimated else found
+    return found
 
 
 def estimate(bill: Bill, request: ChatRequest, policy: Policy) -> tuple[int, int]:

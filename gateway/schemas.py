@@ -20,7 +20,7 @@ LONGEST = 1000  # characters of a pattern, written out: one or two seconds; of s
 _WHOLE = 4 * LONGEST  # as it stands, where a class of any length counts as one character
 FIELD = "pattern"  # in a plan's `fields` it lets all of them pass
 _OWN = "structured_outputs"  # vLLM's, which may hold schemas as text
-_HOLDERS = (_OWN, "response_format", "tools", "text", "output_config")
+_HOLDERS = frozenset({_OWN, "response_format", "tools", "text", "output_config"})
 _TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{(\d*)(?:,(\d*))?\}|.", re.DOTALL)
 _BEGINS = re.compile(rb'Properties|"\s*:\s*"').match  # behind "pattern"
 _ESCAPED = re.compile(rb"\\u00[67]").search
@@ -30,10 +30,10 @@ _decode = msgspec.json.Decoder(float_hook=float).decode
 def refuse_patterns(request: ChatRequest, policy: Policy) -> None:
     """Raises BadRequest for patterns that are too long when their repeats are written out."""
     members = request.body.members
-    if members.keys().isdisjoint(_HOLDERS) or FIELD in policy.callers.plans[request.caller.plan].fields:
+    if _HOLDERS.isdisjoint(members) or FIELD in policy.callers.plans[request.caller.plan].fields:
         return
-    for name in _HOLDERS:
-        squares = (written(one) ** 2 for one in patterns(name, bytes(members[name]))) if name in members else ()
+    for name, raw in members.items():
+        squares = (written(one) ** 2 for one in patterns(name, bytes(raw))) if name in _HOLDERS else ()
         if any(total > LONGEST**2 for total in accumulate(squares)):
             told = f"Patterns of more than {LONGEST} characters, repeats written out, hold up a model server"
             raise BadRequest(f"{told}: shorten them, or give strings a maxLength instead.", param=name)

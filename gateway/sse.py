@@ -89,9 +89,11 @@ def alike(event: bytes, text: bytes) -> Callable[[bytes], bool]:
     """Returns a test whether bytes are this same event with another string after the first `text` (such as "content":")
     in it: the bytes before and behind that string are equal, and it has no line end or quote of its own.
     """
+    if event.find(b"\n\n") < len(event) - 2:
+        return none_like
     head, opens, rest = event.partition(text)
     _, closes, tail = rest.partition(b'"')
-    if not closes or event.find(b"\n\n") < len(event) - 2:
+    if not closes:
         return none_like
     head += opens
     before, behind = slice(len(head)), slice(len(head), None)

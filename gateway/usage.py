@@ -102,11 +102,12 @@ class Report:
 
 def booked(lines: Iterable[Line]) -> Booked | None:
     """What the caller pays for of an exchange's ledger lines; None: for nothing."""
-    paid = [line for line in lines if line.kind == "answer"]
-    if not paid:
-        return None
-    _, prompt, cached, completion = _tokens(paid)
-    return Booked(paid[-1].tier, _usd(paid), prompt, cached, completion, any(line.estimated for line in paid))
+    tier, money, prompt, cached, completion, estimated = "", 0, 0, 0, 0, False
+    for line in lines:
+        if line.kind == "answer":
+            tier, money, estimated = line.tier, money + line.money, estimated or line.estimated
+            prompt, cached, completion = prompt + line.prompt, cached + line.cached, completion + line.completion
+    return Booked(tier, money / NANO, prompt, cached, completion, estimated) if tier else None
 
 
 def logged(lines: Iterable[bytes]) -> list[Line]:

@@ -48,13 +48,13 @@ def unpacked(data: bytes, key: bytes, caller: Caller) -> Entry | None:
 def sealed(data: bytes, key: bytes, caller: Caller) -> bytes:
     """`data` compressed where that is worth it, behind a digest of itself, `key` and the caller's secret."""
     packed, how = (data, PLAIN) if len(data) < SMALL else (zlib.compress(data, LEVEL), PACKED)
-    return MARK + how + _seal(how + packed, key, caller) + packed
+    return MARK + how + _seal(key, caller, how, packed) + packed
 
 
 def unsealed(value: bytes, key: bytes, caller: Caller) -> bytes | None:
     """What was sealed; None for anything else. What is unpacked is bounded."""
     mark, how, seal, packed = value[:1], value[1:2], value[2 : 2 + SEAL], value[2 + SEAL :]
-    if mark != MARK or not hmac.compare_digest(seal, _seal(how + packed, key, caller)):
+    if mark != MARK or not hmac.compare_digest(seal, _seal(key, caller, how, packed)):
         return None
     if how == PLAIN:
         return packed
@@ -66,18 +66,20 @@ def unsealed(value: bytes, key: bytes, caller: Caller) -> bytes | None:
     return data if unpacker.eof and not unpacker.unused_data else None
 
 
-def _seal(data: bytes, key: bytes, caller: Caller) -> bytes:
-    return digest(b"entry" + key + data, caller)[:SEAL]
+def _seal(key: bytes, caller: Caller, how: bytes, packed: bytes) -> bytes:
+    return digest(caller, b"entry" + key + how, packed)[:SEAL]
 
 
-def digest(data: bytes, caller: Caller) -> bytes:
-    """A 32-byte hash keyed with the caller's secret.
+def digest(caller: Caller, begin: bytes, rest: bytes) -> bytes:
+    """A 32-byte hash of two parts behind each other, keyed with the caller's secret. To join long ones would take a
+    copy.
 
     By BLAKE2b, made to be keyed: a third of the instructions that HMAC with SHA-256 takes in OpenSSL, which looks for
     its algorithm each time.
     """
     keyed = _keyed(caller.salt).copy()
-    keyed.update(data)
+    keyed.update(begin)
+    keyed.update(rest)
     return keyed.digest()
 
 

@@ -51,8 +51,8 @@ def cache_key(request: ChatRequest, policy: Policy) -> bytes | None:
         apart = _apart(request)
     told = msgspec.json.encode(members, order="sorted")
     headers = tuple(map(request.headers.get, names))
-    whole = (caller.plan, caller.own.may, request.path, headers, apart, told)
-    return digest(answers + msgspec.msgpack.encode(whole), caller)
+    rest = (caller.plan, caller.own.may, request.path, headers, apart)
+    return digest(caller, answers + msgspec.msgpack.encode(rest), told)
 
 
 def _depends(policy: Policy) -> tuple[bytes, tuple[str, ...]]:

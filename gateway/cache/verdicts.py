@@ -115,4 +115,4 @@ class SharedCall:
 def verdict_key(caller: Caller, question: bytes) -> bytes:
     """The key under which the verdict on a caller's question is remembered. `question` is Question.key: it covers all
     that the classifier sees, which model it is, and how its answer is read."""
-    return digest(b"verdict" + question, caller)
+    return digest(caller, b"verdict", question)

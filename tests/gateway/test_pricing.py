@@ -62,6 +62,7 @@ def test_a_caller_pays_for_the_answer_that_it_gets_and_for_nothing_else() -> Non
     assert charged(asked, POLICY) == cost(POLICY.tiers["pro"].price, 10, 0, 5)
     assert charged(request(*more, lost, void), POLICY) == 0
     assert lines(asked, POLICY) == lines(request(*more, lost, structs.replace(answer, line=None)), POLICY)
+    assert lines(asked, POLICY)[0] is lines(asked, POLICY)[0], "what was counted is worked out once"
     begun = Bill("pro", "answer", Usage(events=3), stream=True)
     early = charged(request(begun), POLICY)
     begun.usage = counted

@@ -1,5 +1,5 @@
 from gateway.store import Line
-from gateway.usage import WHOLE, Asked, Total, reported
+from gateway.usage import WHOLE, Asked, Booked, Total, booked, reported
 
 
 def line(
@@ -55,3 +55,9 @@ def test_both_days_are_included_and_the_totals_are_those_of_the_rows() -> None:
 def test_an_empty_ledger_is_zero() -> None:
     found = reported([], Asked())
     assert (found.rows, found.answers) == ([], Total(0, 0, 0, 0, 0.0, 0.0))
+
+
+def test_of_an_exchange_a_caller_pays_for_its_answers_alone() -> None:
+    assert booked(LEDGER) == Booked("pro", 0.006, 40, 16, 20, estimated=True)
+    assert booked(LEDGER[:2]) == Booked("pro", 0.004, 20, 8, 10)
+    assert booked([]) is booked(LEDGER[3:4]) is None
