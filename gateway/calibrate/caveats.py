@@ -130,9 +130,12 @@ def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: 
         "explore sends requests to Flash that p would not: the bound is none on those": (
             target.kind == "flash_failure" and report["explore"] > 0
         ),
-        "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain; judge both answers to some "
-        "150 requests, that orders better than 300 of Flash's alone": (
+        "Pro's outcome is not known where Flash fails: Flash's failures stand in for Pro's gain; judge Pro's answer to "
+        "these, too: some 200 requests judged so order better than 300 of Flash's answers alone": (
             any(one.failed and one.pro_ok is None for one in records)
+        ),
+        "Pro's answer is not judged everywhere where Flash's is good: what Pro spoils is missing from the lift": (
+            report.get("lift") is not None and any(one.failed is False and one.pro_ok is None for one in records)
         ),
         "outcomes that are agreements with another tier's answer say where words differ, not who is right": (
             target.kind == "shares" and any(one.agree is not None for one in records)

@@ -213,6 +213,15 @@ def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
     assert blind.p({"score": 0.9, "x": 0.9}) > 1.6 * lost[-1]
 
 
+def test_pros_answers_beside_good_ones_of_flash_teach_no_order() -> None:
+    chance = random.Random(3)
+    both = [replace(one, pro_ok=chance.random() < 0.6) for one in traffic(600, by_score)]
+    one_after_the_other = [one if one.failed else replace(one, pro_ok=None) for one in both]
+    known, spared = (calibrate(records, parse("pro_share=0.25")) for records in (both, one_after_the_other))
+    assert (spared.layer, spared.edges) == (known.layer, known.edges)
+    assert spared.layer.saved is not None
+
+
 @pytest.mark.parametrize("asked", ["every other time", "where Flash failed"])
 def test_where_few_outcomes_tell_of_pro_p_is_still_how_often_it_saves_what_flash_fails(asked: str) -> None:
     chance = random.Random(3)

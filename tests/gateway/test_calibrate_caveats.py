@@ -140,6 +140,13 @@ def test_what_the_report_lacks_is_told(text: str, holds: JSON, not_where: list[J
     assert [text in said(requests(10, 10), **report) for report in not_where] == [False] * len(not_where)
 
 
+def test_what_pro_spoils_is_told_to_be_missing_where_its_answers_beside_good_ones_were_not_judged() -> None:
+    missing, known = "what Pro spoils is missing", requests(10, 0)
+    assert missing in said(known, requests(0, 10, pro_ok=None), lift=LIFT)
+    assert missing not in said(known, requests(0, 10), lift=LIFT)
+    assert missing not in said(known, requests(0, 10, pro_ok=None))
+
+
 def test_agreements_are_told_of_where_they_order_and_not_where_they_prove_nothing() -> None:
     alike = "agreements with another tier's"
     assert alike not in said(requests(10, 10, agree=0.8), target=BOUND)
