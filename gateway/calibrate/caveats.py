@@ -10,7 +10,7 @@ from gateway.calibrate.outcomes import Example, told
 from gateway.calibrate.report import Judged, apart
 from gateway.calibrate.target import Target
 from gateway.calibration import Layer
-from gateway.off_policy import Z, effective
+from gateway.off_policy import effective
 
 LEAST = 100  # the fewest records, and the fewest with an outcome
 CLOSE = 0.03  # above this 95 % sampling error of a share there is a caveat
@@ -130,9 +130,12 @@ def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: 
         "explore sends requests to Flash that p would not: the bound is none on those": (
             target.kind == "flash_failure" and report["explore"] > 0
         ),
-        "Pro's outcome is not known everywhere: Flash's failures stand in for Pro's gain; judge both answers to some "
-        "150 requests, that orders better than 300 of Flash's alone": (
+        "Pro's outcome is not known where Flash fails: Flash's failures stand in for Pro's gain; judge Pro's answer to "
+        "these, too: some 200 requests judged so order better than 300 of Flash's answers alone": (
             any(one.failed and one.pro_ok is None for one in records)
+        ),
+        "Pro's answer is not judged everywhere where Flash's is good: what Pro spoils is missing from the lift": (
+            report.get("lift") is not None and any(one.failed is False and one.pro_ok is None for one in records)
         ),
         "outcomes that are agreements with another tier's answer say where words differ, not who is right": (
             target.kind == "shares" and any(one.agree is not None for one in records)
@@ -153,18 +156,27 @@ def _of_outcomes(records: Sequence[Example], report: Mapping[str, Any], target: 
     return [text for text, holds in checks.items() if holds]
 
 
+def within(report: Mapping[str, Any]) -> float:
+    """How near to their targets, at 95 %, shares come where the thresholds are set by the records that these shares are
+    of; turns of a conversation are alike."""
+    return max(map(_half, report["shares"]))
+
+
+def _half(share: Mapping[str, float]) -> float:
+    """Half of its interval, as wide as that is on its wider side."""
+    return max(share["high"] - share["value"], share["value"] - share["low"])
+
+
 def _of_shares(report: Mapping[str, Any], target: Target, records: int) -> list[str]:
     """The caveats on shares that hold; those `records` that were not judged set the evaluated edges."""
-    fitted = records - report["judged"]
-    once = max((math.sqrt(share * (1 - share)) for share in target.shares), default=0.0)
-    by_chance = Z * once * math.sqrt(1 / fitted + 1 / report["judged"])
-    off = [abs(got["value"] - want) for got, want in zip(report["shares"], target.shares, strict=False)]
-    near, enough = Z * once / math.sqrt(records), math.ceil((Z * once / CLOSE) ** 2)
+    both = math.sqrt(records / (records - report["judged"]))  # they stray by chance, too
+    pairs = zip(report["shares"], target.shares, strict=False)
+    near = report.get("within", 0.0)
     checks = {
-        f"{records} records set a share to within {near:.3f} (95 %), {enough} to within {CLOSE:g}; "
-        "those without an outcome count, too": near > CLOSE,
+        f"{records} records set a share to within {near:.3f} (95 %), {math.ceil(records * (near / CLOSE) ** 2)} to "
+        f"within {CLOSE:g}; those without an outcome count, too": near > CLOSE,
         "a realised share is further from its target than chance would have it: traffic changes, or scores are equal": (
-            any(value > by_chance for value in off)
+            any(abs(got["value"] - want) > both * _half(got) for got, want in pairs)
         ),
     }
     return [text for text, holds in checks.items() if holds]

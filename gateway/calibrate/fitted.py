@@ -18,6 +18,7 @@ from gateway.calibrate.caveats import (
     gains,
     sources_of,
     uneven,
+    within,
 )
 from gateway.calibrate.halves import SplitBy, Unproven, in_order, parted, together
 from gateway.calibrate.layer import Label, counted, failed, layer_for, needed
@@ -82,14 +83,14 @@ def calibrate(
         raise Unproven(few)
     learned = not (few or equal or uneven(decided, layer_for(decided, label, learned=False)))
     layer = layer_for(fitted, label, learned)
-    partial = uneven(decided, layer)
-    held, otherwise = _held(layer, judged, label, alike(decided, split)), unsteady(decided, layer, label)
+    partial, otherwise = uneven(decided, layer), unsteady(decided, layer, label)
+    held = _held(layer, judged, label, names := alike(decided, split))
     edges, bound = _bounded(target, held.once)
     edges = edges or thresholds(ranks(layer, fitted), wanted)
     report = bound | in_bands(held.all, edges, mix) | {"sources": sources_of(decided)}
-    report |= {} if few else _worth(held, edges[0])
+    report |= {"within": within(in_bands(named(layer, decided, names), edges, mix))} if wanted else {}
     lacks = [few, equal, few_names(held.hits, split)]  # of so little resampling knows no interval
-    report |= {} if any(lacks) else _lift(held, edges[-1])
+    report |= ({} if few else _worth(held, edges[0])) | ({} if any(lacks) else _lift(held, edges[-1]))
     lacks += [_again(held) if bound else None, otherwise]
     caveats = (*caveats_on(decided, report, target, layer, partial), *filter(None, lacks))
     proven = not (partial or otherwise) and (bool(bound) or gains(report))

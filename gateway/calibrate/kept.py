@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gateway.calibrate.caveats import CLOSE, caveats_on_shares
+from gateway.calibrate.caveats import CLOSE, caveats_on_shares, within
 from gateway.calibrate.fitted import (
     Calibration,
     alike,
@@ -48,8 +48,9 @@ def moved(
     names, edges = alike(decided, split), thresholds(ranks(kept.layer, fitted), wanted)
     p = ranks(kept.layer, decided)
     placed = thresholds(p, wanted)
-    _reached(in_bands(named(kept.layer, decided, names), placed, mix), target)
-    report = in_bands(named(kept.layer, judged, names), edges, mix) | {"sources": {}}
+    best = in_bands(named(kept.layer, decided, names), placed, mix)
+    _reached(best, target)
+    report = in_bands(named(kept.layer, judged, names), edges, mix) | {"sources": {}, "within": within(best)}
     spread, counts = banded(p)
     asked = any(one.p_complex is not None for one in decided)
     basis = replace(kept.basis, edges=spread, counts=counts, asked=asked)

@@ -93,7 +93,8 @@ def examples(records: Sequence[Recorded], agree: float = GOOD, without: Collecti
     tier's answer the first tier's counts as good. Outcomes of the sources `without` are left out. Where verdicts were
     asked for, decisions without one are `fixed`. Raises RecordError."""
     kept = [replace(one, outcome=None) if one.outcome and one.outcome.source in without else one for one in records]
-    whoever, asked = any(map(tells_of_another, kept)), any(one.verdict for one in kept)
+    whoever = {one.outcome.source for one in kept if one.outcome and tells_of_another(one)}
+    asked = any(one.verdict for one in kept)
     return [found for one in kept if (found := example(one, agree, whoever, asked))]
 
 
@@ -103,9 +104,9 @@ def tells_of_another(one: Recorded) -> bool:
     return one.outcome is not None and first in one.outcome.tiers and first != (one.tier or one.route.tier)
 
 
-def example(one: Recorded, agree: float, whoever: bool = False, asked: bool = False) -> Example | None:
-    """The decision; None without a local score. `whoever`: outcomes that tell of several tiers come whoever answered,
-    so that each stands for its own request alone. `asked`: what has no verdict is decided otherwise."""
+def example(one: Recorded, agree: float, whoever: Collection[str] = (), asked: bool = False) -> Example | None:
+    """The decision; None without a local score. `whoever`: the sources that judge the first tier whoever answered, so
+    that each outcome of theirs stands for its own request alone. `asked`: what has no verdict is decided otherwise."""
     facts = one.read_facts()
     if facts.score is None:
         return None
@@ -125,7 +126,7 @@ def example(one: Recorded, agree: float, whoever: bool = False, asked: bool = Fa
         flash_ok=good(one, tiers[:1], least),
         pro_ok=good(one, tiers[1:][-1:], least),
         agree=agree if compared else None,
-        weight=1.0 if whoever and one.outcome and one.outcome.tiers else stands_for(one, tiers[:1]),
+        weight=1.0 if one.outcome and one.outcome.source in whoever else stands_for(one, tiers[:1]),
         source=one.outcome.source if one.outcome else "",
         fixed=rank(one, tiers) if asked and one.verdict is None else None,
         explored=1 - max(one.route.logged.values()),

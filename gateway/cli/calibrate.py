@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,7 +143,7 @@ def in_words(found: Calibration) -> list[str]:
     lines = [
         f"inputs       {', '.join(found.layer.weights) or 'none'}",
         f"thresholds   {', '.join(f'{edge:.4f}' for edge in found.edges)}",
-        f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} records held out",
+        f"shares       {', '.join(map(interval, report['shares']))} of {report['judged']} held out{near(report)}",
     ]
     if len(found.edges) > 1:
         lines.append(
@@ -171,6 +171,11 @@ def in_words(found: Calibration) -> list[str]:
     if report.get("flash_failure"):
         lines.append(f"Flash fails  {interval(report['flash_failure'])} of what stays")
     return lines + [f"caveat       {text}" for text in found.caveats]
+
+
+def near(report: Mapping[str, Any]) -> str:
+    """How near to its target a share comes."""
+    return f"; all records set them to within {report['within']:.3f} (95 %)" if "within" in report else ""
 
 
 def bands(edges: Sequence[float]) -> str:

@@ -40,6 +40,7 @@ from gateway.calibrate.report import (
 )
 from gateway.calibrate.trees import LEAVES, TREES, Sample, grown
 from gateway.calibration import ALIKE, EDGE, Branch, Layer, Node, load, taken
+from gateway.off_policy import Z
 
 SPLITS: tuple[SplitBy, SplitBy] = ("id", "caller")
 Chance = Callable[[float, float], float]  # from score and measure x to the probability that Flash fails
@@ -212,6 +213,15 @@ def test_which_failures_pro_saves_is_learned_beside_where_flash_fails() -> None:
     assert blind.p({"score": 0.9, "x": 0.9}) > 1.6 * lost[-1]
 
 
+def test_pros_answers_beside_good_ones_of_flash_teach_no_order() -> None:
+    chance = random.Random(3)
+    both = [replace(one, pro_ok=chance.random() < 0.6) for one in traffic(600, by_score)]
+    one_after_the_other = [one if one.failed else replace(one, pro_ok=None) for one in both]
+    known, spared = (calibrate(records, parse("pro_share=0.25")) for records in (both, one_after_the_other))
+    assert (spared.layer, spared.edges) == (known.layer, known.edges)
+    assert spared.layer.saved is not None
+
+
 @pytest.mark.parametrize("asked", ["every other time", "where Flash failed"])
 def test_where_few_outcomes_tell_of_pro_p_is_still_how_often_it_saves_what_flash_fails(asked: str) -> None:
     chance = random.Random(3)
@@ -238,9 +248,33 @@ def test_equal_scores_stay_together_on_the_side_that_comes_nearest_to_the_share(
 
 
 def test_how_close_so_many_records_set_a_share_is_said_where_it_is_not_close() -> None:
-    few, many = (calibrate(traffic(n, by_score), parse("pro_share=0.25")).caveats for n in (300, 900))
-    assert "300 records set a share to within 0.049 (95 %), 801 to within 0.03" in "\n".join(few)
-    assert "set a share to within" not in "\n".join(many)
+    few, many = (calibrate(traffic(n, by_score), parse("pro_share=0.25")) for n in (300, 1300))
+    (said,) = re.findall(r"300 records set a share to within (\S+) \(95 %\), (\d+) to within 0.03", str(few.caveats))
+    assert float(said[0]) == pytest.approx(Z * math.sqrt(0.25 * 0.75 / 300), rel=0.2)
+    assert int(said[1]) == pytest.approx(801, rel=0.4)
+    assert many.report["within"] == pytest.approx(Z * math.sqrt(0.25 * 0.75 / 1300), rel=0.2)
+    assert "set a share to within" not in "\n".join(many.caveats)
+
+
+def talks(n: int, seed: int) -> list[Example]:
+    """Conversations of ten turns whose scores are alike, all at the same time."""
+    chance = random.Random(seed)
+    middles = [chance.uniform(0.1, 0.9) for _ in range(n // 10)]
+    return [
+        Example(id=f"{seed}-{at}", score=middle + 0.1 * chance.random(), at=float(at), conversation=f"{seed}-{middle}")
+        for at, middle in enumerate(middles * 10)
+    ]
+
+
+def test_how_close_a_share_is_set_counts_conversations_and_not_their_turns() -> None:
+    """Else "95 %" held half of the time, and most shares were told to be missed."""
+    after, target, held, missed = talks(20_000, seed=99), parse("pro_share=0.25"), 0, 0
+    for seed in range(20):
+        found = calibrate(talks(600, seed), target)
+        held += abs(realised(found, after)[1] - 0.25) <= found.report["within"]
+        missed += any("further from its target" in text for text in found.caveats)
+    assert held >= 16
+    assert missed <= 4
 
 
 def test_a_share_that_moves_between_the_halves_is_told() -> None:

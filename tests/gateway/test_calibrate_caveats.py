@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.calibrate import Example, parse
-from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, uneven, unlike
+from gateway.calibrate.caveats import alike_outcomes, caveats_on, few_outcomes, uneven, unlike, within
 from gateway.calibrate.layer import needed
 from gateway.calibrate.steady import strays, unsteady
 from gateway.calibration import Layer
@@ -16,8 +16,15 @@ from tests.tiers import JSON
 
 SHARE, BOUND = parse("pro_share=0.5"), parse("flash_failure=0.05@0.95")
 BY_SCORE = Layer(0.0, {"score": 1.0}, {"score": 0.0}, {"score": 1.0})
-REPORT: JSON = {"explore": 0.0, "shares": [{"value": 0.5}, {"value": 0.5}]}
 LIFT = {"value": 0.2, "low": 0.1, "high": 0.3}
+
+
+def told_shares(*values: float, half: float = 0.05) -> list[JSON]:
+    """Realised shares with their intervals."""
+    return [{"value": value, "low": value - half, "high": value + half} for value in values]
+
+
+REPORT: JSON = {"explore": 0.0, "shares": told_shares(0.5, 0.5)}
 
 
 def requests(bad: int, good: int, **known: Any) -> list[Example]:
@@ -133,26 +140,38 @@ def test_what_the_report_lacks_is_told(text: str, holds: JSON, not_where: list[J
     assert [text in said(requests(10, 10), **report) for report in not_where] == [False] * len(not_where)
 
 
+def test_what_pro_spoils_is_told_to_be_missing_where_its_answers_beside_good_ones_were_not_judged() -> None:
+    missing, known = "what Pro spoils is missing", requests(10, 0)
+    assert missing in said(known, requests(0, 10, pro_ok=None), lift=LIFT)
+    assert missing not in said(known, requests(0, 10), lift=LIFT)
+    assert missing not in said(known, requests(0, 10, pro_ok=None))
+
+
 def test_agreements_are_told_of_where_they_order_and_not_where_they_prove_nothing() -> None:
     alike = "agreements with another tier's"
     assert alike not in said(requests(10, 10, agree=0.8), target=BOUND)
 
 
 def test_a_share_is_told_to_be_vague_or_missed_from_where_chance_would_not_have_it() -> None:
-    few, many = requests(500, 567), requests(500, 568)
-    assert "1067 records set a share to within 0.030 (95 %), 1068 to within 0.03" in said(few)
-    assert "set a share" not in said(many)
-    shares = [[{"value": value}, {"value": 1 - value}] for value in (0.548, 0.55)]  # 0.98 / sqrt(400)
-    records = requests(300, 500)
-    assert ["further from" in said(records, judged=400, shares=got) for got in shares] == [False, False]
-    shares = [[{"value": value}, {"value": 1 - value}] for value in (0.569, 0.5695)]  # by both halves, 0.0693
-    assert ["further from" in said(records, judged=400, shares=got) for got in shares] == [False, True]
+    vague = "1000 records set a share to within 0.031 (95 %), 1068 to within 0.03"
+    assert vague in said(requests(500, 500), within=0.031)
+    assert "set a share" not in said(requests(500, 500), within=0.03)
+    assert "set a share" not in said(requests(500, 500), target=BOUND)
+    edges = 0.05 * (800 / 400) ** 0.5  # by both halves
+    for off, missed in ((edges - 1e-6, False), (edges + 1e-6, True)):
+        found = said(requests(300, 500), judged=400, shares=told_shares(0.5 + off, 0.5 - off))
+        assert ("further from" in found) == missed
 
 
-def test_of_several_shares_the_vaguest_is_told_and_any_that_is_missed() -> None:
-    three, missed = parse("shares=0.5/0.3/0.2"), [{"value": value} for value in (0.6, 0.2, 0.2)]
-    assert "set a share to within 0.030 (95 %), 1068 to" in said(requests(500, 567), target=three, shares=[])
-    assert "further from" in said(requests(300, 500), target=three, shares=missed)
+def test_of_several_shares_any_that_is_missed_is_told() -> None:
+    three = parse("shares=0.5/0.3/0.2")
+    assert "further from" in said(requests(300, 500), target=three, shares=told_shares(0.5, 0.2, 0.3))
+    assert "further from" not in said(requests(300, 500), target=three, shares=told_shares(0.5, 0.25, 0.25))
+
+
+def test_the_vaguest_share_says_how_near_all_come_by_the_wider_side_of_its_interval() -> None:
+    shares = [{"value": 0.9, "low": 0.86, "high": 0.92}, {"value": 0.1, "low": 0.08, "high": 0.13}]
+    assert within({"shares": shares}) == pytest.approx(0.04)
 
 
 def timed(*parts: tuple[int, float, float]) -> list[Example]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import resource
 import threading
 from dataclasses import replace
@@ -58,6 +59,7 @@ def test_a_calibration_is_reported_and_written(tmp_path: Path) -> None:
     shown = ran.stdout.splitlines()
     heads = ["inputs", "thresholds", "shares", "sources", "lift", "reliability", "Flash fails", f"written to {out}"]
     assert [one.split("  ")[0] for one in shown] == heads
+    assert re.search(r" of 500 held out; all records set them to within 0\.02\d \(95 %\)$", shown[2])
     assert "above chance at an equal share" in shown[4]
     assert shown[5].endswith("500 outcomes, 500 effective")
     written = json.loads(out.read_text())

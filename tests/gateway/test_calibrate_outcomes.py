@@ -80,7 +80,7 @@ def test_the_last_of_several_tiers_is_the_strong_one(tiers: tuple[str, ...], pro
 def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
     by_chance = Chosen("flash", 0.1, chances={"pro": 0.9, "flash": 0.1})
     upward = Chosen("pro", 0.9, chances={"pro": 0.9, "flash": 0.1})
-    judged, both = Outcome(1.0), Outcome(1.0, tiers={"flash": 0.0})
+    judged, both = Outcome(1.0), Outcome(1.0, "judge", tiers={"flash": 0.0})
     records = [
         decision("known", outcome=judged),
         decision("unknown"),
@@ -93,17 +93,21 @@ def test_what_chance_let_flash_answer_stands_for_what_it_did_not() -> None:
     assert [one.weight for one in examples([decision(outcome=judged)])] == [1.0]
 
 
-def test_who_judges_both_tiers_whoever_answers_stands_for_no_other_request() -> None:
+def test_a_source_that_judges_flash_whoever_answers_stands_for_no_other_request() -> None:
+    """Not where it judged Pro's answer either, as it need not where Flash's is good: else the good ones would count
+    ten times as much as the bad ones."""
     chances = {"pro": 0.9, "flash": 0.1}
     down, up = Chosen("flash", 0.1, chances=chances), Chosen("pro", 0.9, chances=chances)
-    both, alone, upward = (
-        decision("both", outcome=Outcome(1.0, tiers={"pro": 1.0})),
-        decision("alone", outcome=Outcome(1.0)),
-        decision("upward", "pro", outcome=Outcome(1.0, tiers={"flash": 0.0})),
+    bad, good, upward, heard = (
+        decision("bad", outcome=Outcome(0.0, "judge", tiers={"pro": 1.0})),
+        decision("good", outcome=Outcome(1.0, "judge")),
+        decision("upward", "pro", outcome=Outcome(1.0, "judge", tiers={"flash": 0.0})),
+        decision("heard", outcome=Outcome(1.0, "caller", tiers={"pro": 1.0})),
     )
-    both.route, alone.route, upward.route = down, down, up
-    assert [one.weight for one in examples([both, alone, upward])] == [1.0, 10.0, 1.0]
-    assert [one.weight for one in examples([both, alone])] == [10.0, 10.0], "Pro is asked behind Flash's answers only"
+    bad.route = good.route = heard.route = down
+    upward.route = up
+    assert [one.weight for one in examples([bad, good, upward, heard])] == [1.0, 1.0, 1.0, 10.0]
+    assert [one.weight for one in examples([bad, good])] == [10.0, 10.0], "Pro is asked behind Flash's answers only"
 
 
 def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> None:
