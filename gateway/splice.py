@@ -21,10 +21,10 @@ from gateway.types import Caller, ChatRequest
 
 # Fields that reach past a caller's own request: its queue, other callers' KV blocks, a server's memory and time between
 # two tokens, templates, addresses, code, adapters, metrics, another model or price of a hosted API, or what that keeps;
-# and what makes the work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo` is prompt_logprobs;
-# `input_ids` are read in place of the messages that we judge and count. Grammars, and schemas by other names than
-# OpenAI's, as an engine's compiler has no bound: 60,000 nested groups in a `grammar` ended llama.cpp's server, a
-# `json_schema` of 138 bytes held it up for good (2026-11-24).
+# and what makes the work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo`
+# is prompt_logprobs; `input_ids` are read in place of the messages that we judge and count. Grammars, and schemas by
+# other names than OpenAI's, as an engine's compiler has no bound: 60,000 nested groups in a `grammar` ended llama.cpp's
+# server, a `json_schema` of 138 bytes held it up for good (2026-11-24).
 PRIVILEGED = (
     "priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params", "chat_template",
     "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs", "prompt_embeds", "ignore_eos", "min_tokens",
@@ -170,7 +170,7 @@ def refuse_links(request: ChatRequest) -> None:
     """
     for i, message in enumerate(request.fields.messages or ()):
         if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
-            told = "Media must be sent inline, as a data: URL or a base64 source; no link, uuid, content_hash or prompt_embeds."
+            told = "Media must be sent inline, as a data: URL or a base64 source; no link, uuid, hash or prompt_embeds."
             place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]
             raise BadRequest(told, param=place)
 
