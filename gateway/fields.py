@@ -23,6 +23,7 @@ LONGEST = dict.fromkeys(LISTS, MAX_LIST) | dict.fromkeys(OPTIONS, MAX_OPTION)
 
 T = TypeVar("T")
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+Length = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]  # of 0 SGLang makes no bound, past what a tier sets
 TopK = Annotated[float, msgspec.Meta(le=(1 << 31) - 1)]  # a larger one ended SGLang 0.5.23
 Likely = Annotated[float, msgspec.Meta(le=128)]  # as did more than it knows tokens; OpenAI's bound, and vLLM's, is 20
 Turns = Annotated[list[T], msgspec.Meta(max_length=MAX_MESSAGES)]
@@ -33,6 +34,7 @@ Tools = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_TOOLS)]
 
 class Link(msgspec.Struct):
     url: str | None = None
+    content_hash: str | None = None  # by which SGLang finds a picture, as vLLM does by uuid
 
 
 class Part(msgspec.Struct):
@@ -47,9 +49,13 @@ class Part(msgspec.Struct):
     uuid: str | int | None = None  # by which vLLM finds media that came before, whoever sent them
 
     def urls(self) -> list[str]:
-        """Every address in this piece; which of them a server follows is the server's choice."""
+        """Every address in this piece, and every name by which a server may have it; which of them a server follows is
+        the server's choice."""
         links = (self.image_url, self.video_url, self.audio_url, self.file_url)
-        return [url for link in links if (url := link.url if isinstance(link, Link) else link) is not None]
+        told = [
+            (link.url, link.content_hash) if isinstance(link, Link) else (link,) for link in links if link is not None
+        ]
+        return [one for both in told for one in both if one is not None]
 
 
 class Message(msgspec.Struct, gc=False):
@@ -74,7 +80,7 @@ class Fields(msgspec.Struct, gc=False):
     temperature: float | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
+    max_completion_tokens: Length | None = None
     tools: Tools | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
@@ -96,7 +102,14 @@ class Fields(msgspec.Struct, gc=False):
         return len(said) if isinstance(said, list) and said and not isinstance(said[0], int) else 1
 
 
+class Chat(Fields, gc=False):
+    """Those of a chat, which has an answer; a completion may want none."""
+
+    max_tokens: Length | None = None
+
+
 _FIELDS = msgspec.json.Decoder(Fields, float_hook=real)
+_CHAT = msgspec.json.Decoder(Chat, float_hook=real)
 
 
 def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
@@ -123,3 +136,4 @@ def read_as(shape: "msgspec.json.Decoder[T]", data: bytes) -> tuple[Body, T]:
 
 
 read = partial(read_as, _FIELDS)
+chat = partial(read_as, _CHAT)

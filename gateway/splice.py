@@ -20,11 +20,11 @@ from gateway.policy import Holdback, Plan, Policy, Tier
 from gateway.types import Caller, ChatRequest
 
 # Fields that reach past a caller's own request: its queue, other callers' KV blocks, a server's memory and time between
-# two tokens, templates, addresses, code, adapters, metrics, another model or price of a hosted API; and what makes the
-# work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo` is prompt_logprobs;
-# `input_ids` are read in place of the messages that we judge and count. Grammars, and schemas by other names than
-# OpenAI's, as an engine's compiler has no bound: 60,000 nested groups in a `grammar` ended llama.cpp's server, a
-# `json_schema` of 138 bytes held it up for good (2026-11-24).
+# two tokens, templates, addresses, code, adapters, metrics, another model or price of a hosted API, or what that keeps;
+# and what makes the work or the events of a stream other than we count. Of vLLM and SGLang, then of the others. `echo`
+# is prompt_logprobs; `input_ids` are read in place of the messages that we judge and count. Grammars, and schemas by
+# other names than OpenAI's, as an engine's compiler has no bound: 60,000 nested groups in a `grammar` ended llama.cpp's
+# server, a `json_schema` of 138 bytes held it up for good (2026-11-24).
 PRIVILEGED = (
     "priority", "request_id", "session_id", "kv_transfer_params", "ec_transfer_params", "chat_template",
     "media_io_kwargs", "mm_processor_kwargs", "vllm_xargs", "prompt_embeds", "ignore_eos", "min_tokens",
@@ -35,7 +35,8 @@ PRIVILEGED = (
     "embed_overrides", "embed_override_token_id", "images_config", "video_config",
     "n_predict", "n_cmpl", "id_slot", "lora", "grammar_triggers", "repeat_last_n", "generation_config", "processor",
     "grammar", "json_schema", "ebnf", "regex", "structural_tag", "guided_grammar", "guided_json", "guided_regex",
-    "service_tier", "web_search_options", "models", "provider", "plugins",
+    "service_tier", "web_search_options", "enable_search", "search_options", "search_parameters",
+    "models", "fallbacks", "preset", "provider", "plugins", "store",
 )  # fmt: skip
 _PRIVILEGED = frozenset(PRIVILEGED)
 STRIPPED = _PRIVILEGED.union(("chat_template_kwargs",), *(dialect.always for dialect in DIALECTS.values()))
@@ -169,7 +170,7 @@ def refuse_links(request: ChatRequest) -> None:
     """
     for i, message in enumerate(request.fields.messages or ()):
         if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
-            told = "Media must be sent inline, as a data: URL or a base64 source; no link, uuid or prompt_embeds."
+            told = "Media must be sent inline, as a data: URL or a base64 source; no link, uuid, hash or prompt_embeds."
             place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]
             raise BadRequest(told, param=place)
 
@@ -184,7 +185,8 @@ def _linked(parts: Sequence[Part]) -> int | None:
 
 def _withheld(request: ChatRequest, plan: Plan) -> list[str]:
     found = _PRIVILEGED.intersection(request.body.members)
-    return [name for name in PRIVILEGED if name in found and name not in plan.fields] if found else []
+    found = found.difference(plan.fields, request.dialect.always) if found else found
+    return [name for name in PRIVILEGED if name in found] if found else []
 
 
 def _foreign(kwargs: Iterable[str], plan: Plan) -> list[str]:

@@ -8,8 +8,7 @@ from gateway.body import Body
 from gateway.dialects.answers import CHUNKS, COUNTS, EMBEDDINGS, MESSAGES, RESPONSES, Answers, Counted, Seen, Whole
 from gateway.dialects.requests import count, embeddings, item, message, messages, responses, texts, turn
 from gateway.errors import BadRequest
-from gateway.fields import Fields, Message
-from gateway.fields import read as chat
+from gateway.fields import Fields, Message, chat
 
 __all__ = [
     "CHAT", "DIALECTS", "LENGTHS", "PROMPTS", "TEXT",

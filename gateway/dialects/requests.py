@@ -13,11 +13,11 @@ from gateway.errors import BadRequest
 from gateway.fields import (
     MAX_PROMPTS,
     Fields,
+    Length,
     Likely,
     Message,
     Part,
     Prompt,
-    Tokens,
     Tools,
     TopK,
     Turns,
@@ -96,7 +96,7 @@ class _Common(msgspec.Struct):
 class _Messages(_Common):
     messages: Turns[_Turn] | None = None
     system: str | Turns[_Block] | None = None
-    max_tokens: Tokens | None = None
+    max_tokens: Length | None = None
     output_config: _Output | None = None
     thinking: _Thinking | None = None
 
@@ -121,7 +121,7 @@ class _Item(msgspec.Struct):
 class _Responses(_Common):
     input: str | Turns[_Item] | None = None
     instructions: str | None = None
-    max_output_tokens: Tokens | None = None
+    max_output_tokens: Length | None = None
     text: _Output | None = None
     reasoning: _Output | None = None
 

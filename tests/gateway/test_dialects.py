@@ -176,6 +176,10 @@ def test_media_by_link_are_refused_wherever_a_server_would_look(path: str, field
         (MESSAGES, message() | {"messages": []}, "messages"),
         (MESSAGES, message() | {"messages": "x"}, "messages"),
         (MESSAGES, message(max_tokens=-1), "max_tokens"),
+        (MESSAGES, message() | {"max_tokens": 0}, "max_tokens"),  # for no bound, by some servers
+        (RESPONSES, response() | {"max_output_tokens": 0}, "max_output_tokens"),
+        (CHAT, body(max_tokens=0), "max_tokens"),
+        (CHAT, body(max_tokens=5, max_completion_tokens=0), "max_completion_tokens"),
         (COUNT, {"model": "auto", "system": "x"}, "messages"),
         (EMBEDDINGS, {"input": []}, "input"),
         (EMBEDDINGS, {"input": {"x": 1}}, "input"),
@@ -186,6 +190,16 @@ def test_what_no_server_may_do_or_two_readers_could_read_is_refused(path: str, f
     with pytest.raises(BadRequest) as found:
         asked(path, fields)
     assert found.value.param == param
+
+
+def test_no_server_keeps_a_conversation_and_that_is_told_once() -> None:
+    plan = POLICY.callers.plans["usual"]
+    request = asked(RESPONSES, response(store=True))
+    assert (sent(request, POLICY)["store"], stripped(request, plan)) == (False, ["store"])
+    assert stripped(asked(RESPONSES, response(store=False)), plan) == []
+    kept = asked(CHAT, body(store=True))
+    assert ("store" in sent(kept, POLICY), stripped(kept, plan)) == (False, ["store"])
+    assert asked(COMPLETIONS, {"prompt": "x", "max_tokens": 0}).fields.max_tokens == 0, "which scores the prompt"
 
 
 def test_a_coding_agents_tools_reach_the_server_save_for_the_search_that_it_offers_unasked() -> None:

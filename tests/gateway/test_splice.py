@@ -203,6 +203,10 @@ def test_a_privileged_field_goes_no_further_unless_the_plan_says_so(name: str) -
         '"processor": "somebody/else"',
         '"service_tier": "priority"',
         '"web_search_options": {}',
+        '"enable_search": true, "search_options": {"forced_search": true}',  # DashScope's
+        '"search_parameters": {"mode": "on"}',  # xAI's
+        '"store": true',  # in the operator's account
+        '"fallbacks": ["dear/model"], "preset": "another"',
         '"models": ["dear/model"], "provider": {"only": ["nobody"]}, "plugins": [{"id": "web"}]',
     ],
 )
@@ -314,6 +318,8 @@ def with_piece(piece: str) -> ChatRequest:
         '{"type":"image_url","image_url":{"url":"http://169.254.169.254/"}}',
         '{"type":"image_url","image_url":null,"uuid":"another-callers"}',
         '{"type":"image_url","image_url":{"url":"data:image/png;base64,AA"},"uuid":7}',
+        '{"type":"image_url","image_url":{"url":"data:image/png;base64,AA","content_hash":"another-callers"}}',
+        '{"type":"image_url","image_url":{"content_hash":"another-callers"}}',
         '{"type":"prompt_embeds","data":"AA"}',
         '{"type":"image_url","image_url":"file:///etc/passwd"}',
         '{"type":"video_url","image_url":"data:x","video_url":{"url":"https://h"}}',
