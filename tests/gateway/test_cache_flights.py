@@ -17,7 +17,7 @@ from gateway.store import Kept, Lock, MemoryStore, Store
 from gateway.stream import Pieces
 from gateway.types import Decision, Facts, Route, Usage, Verdict
 from loadtest.servers import Sim
-from tests.gateway.serving import asked, body, collected, eventually, gateway, watched
+from tests.gateway.serving import PATIENCE, asked, body, collected, eventually, gateway, watched
 from tests.tiers import policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
@@ -176,7 +176,8 @@ async def test_200_identical_requests_make_one_call_and_all_get_every_byte(flash
         assert len({answer.data for answer in answers}) == 1
         assert answers[0].events()[-1] == b"[DONE]"
         kinds = [answer.headers["x-route-cache"] for answer in answers]
-        assert (kinds.count("miss"), kinds.count("coalesced")) == (1, 199)
+        assert "coalesced" in kinds
+        assert (kinds.count("miss"), kinds.count("coalesced") + kinds.count("hit")) == (1, 199)
         assert (await gate.ask(fields)).headers["x-route-cache"] == "hit"
         assert all(float(answer.headers["x-gateway-overhead-ms"]) >= 0 for answer in answers)
 
@@ -233,7 +234,7 @@ def test_who_boards_a_flight_gives_its_own_lock_back() -> None:
         first = asyncio.create_task(flights.share(Lock(b"key", b"mine"), REQUEST, POLICY, server.make, Hold(store)))
         await asyncio.sleep(0)
         second = flights.share(Lock(b"key", b"his", b"his"), REQUEST, POLICY, server.make, Hold(store))
-        replies = await asyncio.wait_for(asyncio.gather(first, second), 1.0)
+        replies = await asyncio.wait_for(asyncio.gather(first, second), PATIENCE)
         assert [await collected(reply) for reply in replies] == [b"x", b"x"]
 
     kept = MemoryStore()

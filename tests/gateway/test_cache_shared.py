@@ -64,12 +64,13 @@ async def test_500_identical_requests_over_two_processes_make_one_call(flash: Si
 
 
 async def test_the_death_of_the_process_that_answers_elects_another(flash: Sim, pro: Sim, valkey: str) -> None:
-    flash.config(stall_first=0.6)
+    flash.config(stall_first=60.0)
     async with two(flash, pro, valkey) as (second, first, process):
         lost = [asyncio.create_task(first.ask(ASKED)) for _ in range(3)]
         await eventually(lambda: len(flash.seen()) == 1)
         waiting = [asyncio.create_task(second.ask(ASKED)) for _ in range(100)]
         await asyncio.sleep(0.2)
+        flash.config(stall_first=0.0)  # for the next one
         process.kill()
         answers = await asyncio.gather(*waiting)
         assert {answer.status for answer in answers} == {200}

@@ -56,8 +56,8 @@ async def test_a_draft_is_cancelled_when_the_verdict_is_complex(flash: Sim, pro:
 
 
 async def test_nothing_of_a_draft_reaches_the_caller_before_the_verdict(flash: Sim, pro: Sim) -> None:
-    flash.config(only="triage", stall_first=0.3)
-    async with gateway(policy_for(flash, pro)) as gate:
+    flash.config(only="triage", stall_first=60.0)
+    async with gateway(policy_for(flash, pro, triage={"timeout": "60s"})) as gate:
         line = await gate.open(body(SIMPLE, stream=True))
         await eventually(lambda: bool(flash.seen()) and flash.seen()[0]["state"] == "finished")
         with pytest.raises(TimeoutError):

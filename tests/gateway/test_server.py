@@ -59,7 +59,7 @@ def ready(port: int) -> int:
 
 def told(port: int) -> tuple[int, JSON]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -100,7 +100,7 @@ async def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Si
         (stream,) = await streams(gate, 1, flash)
         flash.config(stall_first=60.0)
         whole = asyncio.create_task(gate.ask(body(model="flash")))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: len(flash.seen()) == 2)
         process.send_signal(signal.SIGTERM)
         cut, refused = await stream, await whole
         assert (cut.complete, json.loads(cut.events()[-1])["error"]["code"]) == (True, "gateway_leaving")
@@ -294,7 +294,7 @@ async def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: 
         plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"HTTP" not in await heard.read(), "not reached"
         unheard, silent = await asyncio.open_connection("localhost", port)
-        assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
+        assert await asyncio.wait_for(unheard.read(), PATIENCE) == b"", "a handshake has as long as a request"
         for line in (writer, plain, silent):
             line.close()
             with suppress(ConnectionError):
