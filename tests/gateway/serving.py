@@ -254,9 +254,11 @@ async def head_of(reader: asyncio.StreamReader) -> bytes:
 
 
 @asynccontextmanager
-async def scripted(*answers: bytes, close: bool = True) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that answers with these bytes, one request after another; its URL, and the requests that it saw. It does
-    not say which models it has."""
+async def scripted(
+    *answers: bytes, close: bool = True, go: asyncio.Event | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that answers with these bytes, one request after another, once it may `go`; its URL, and the requests
+    that it saw. It does not say which models it has."""
     seen: list[bytes] = []
     left = list(answers)
     held: list[asyncio.StreamWriter] = []
@@ -268,6 +270,8 @@ async def scripted(*answers: bytes, close: bool = True) -> AsyncIterator[tuple[s
             return
         size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         seen.append(head + await reader.readexactly(size))
+        if go:
+            await go.wait()
         writer.write(left.pop(0))
         if close:
             writer.close()

@@ -17,7 +17,7 @@ from gateway.store import Kept, Lock, MemoryStore, Store
 from gateway.stream import Pieces
 from gateway.types import Decision, Facts, Route, Usage, Verdict
 from loadtest.servers import Sim
-from tests.gateway.serving import PATIENCE, asked, body, collected, eventually, gateway, watched
+from tests.gateway.serving import PATIENCE, asked, body, collected, eventually, gateway, parsed, watched
 from tests.tiers import policy_for
 
 FLASH, PRO = Sim("http://127.0.0.1:1", "flash-model"), Sim("http://127.0.0.1:2", "pro-model")
@@ -188,10 +188,12 @@ async def test_the_leader_may_leave_and_the_others_get_everything(flash: Sim, pr
         fields = body(temperature=0, stream=True, model="flash")
         leader = await gate.open(fields)
         await leader.some()
-        followers = [asyncio.create_task(gate.ask(fields)) for _ in range(20)]
-        await asyncio.sleep(0.05)
+        followers = [await gate.open(fields) for _ in range(20)]
+        starts = [await follower.some() for follower in followers]
         await leader.leave(reset=True)
-        answers = [await follower for follower in followers]
+        answers = [parsed(start + await line.reader.read()) for start, line in zip(starts, followers, strict=True)]
+        for follower in followers:
+            await follower.leave()
         assert {answer.events()[-1] for answer in answers} == {b"[DONE]"}
         assert len({answer.data for answer in answers}) == 1
         assert [entry["state"] for entry in flash.seen()] == ["finished"]

@@ -76,18 +76,20 @@ async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer
 
 
 async def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
-    with serving(flash, pro, DRAIN_WAIT="1") as (gate, process):
+    with serving(flash, pro, DRAIN_WAIT="2") as (gate, process):
         flash.config(drip=0.004, drip_bytes=64)
         tasks = await streams(gate, 20, flash)
         process.send_signal(signal.SIGTERM)
         await eventually(lambda: ready(gate.port) != 200)
-        status, said = await asyncio.to_thread(told, gate.port)
+        (status, said), late, kept, wrong = await asyncio.gather(
+            asyncio.to_thread(told, gate.port),
+            gate.ask(body(model="pro")),
+            gate.get("/v1/models", connection="keep-alive"),
+            gate.get("/v1/models", host="a b"),
+        )
         assert (status, said["status"]) == (503, "leaving")
-        late = await gate.ask(body(model="pro"))
         assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
-        kept = await gate.get("/v1/models", connection="keep-alive")
         assert (kept.status, kept.headers["connection"]) == (200, "close"), "and not for long"
-        wrong = await gate.get("/v1/models", host="a b")
         assert (wrong.status, wrong.headers["connection"], wrong.repeated) == (400, "close", [])
         answers = await asyncio.gather(*tasks)
         assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20

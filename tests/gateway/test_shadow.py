@@ -67,7 +67,7 @@ async def test_behind_an_answer_of_flash_pro_is_asked_the_same_and_how_much_both
 
 
 async def test_pro_is_asked_when_the_caller_has_the_whole_answer(flash: Sim, pro: Sim) -> None:
-    flash.config(only="answer", stall_after=3, stall=0.3)
+    flash.config(only="answer", stall_after=3, stall=0.6)
     async with gateway(shadowed(flash, pro)) as gate:
         line = await gate.open(body(stream=True))
         await line.some()

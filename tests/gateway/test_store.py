@@ -52,11 +52,8 @@ def test_a_refused_request_that_waits_as_told_is_admitted_and_one_that_does_not_
         what = limits(300)
         refusal = (await burst(store, 310, what))[-1]
         assert 0.0 < refusal.retry_after <= 0.2
-        early = refusal
-        for _ in range(5):  # a busy machine may take the time that it is told to wait
-            early = await store.admit("ann", what, None)
-            if not early.allowed:
-                break
+        while (early := await store.admit("ann", what, None)).allowed:  # a busy machine may have waited meanwhile
+            pass
         await asyncio.sleep(early.retry_after + 0.002)
         return early.allowed, (await store.admit("ann", what, None)).allowed
 
