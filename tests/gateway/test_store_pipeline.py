@@ -54,7 +54,7 @@ async def tls_before(valkey: str, tls: ssl.SSLContext) -> AsyncIterator[int]:
         listening.close()
         for writer in meetings.values():
             writer.transport.abort()
-        await asyncio.wait([meeting for meeting in meetings if meeting], timeout=5)
+        await asyncio.wait([meeting for meeting in meetings if meeting], timeout=PATIENCE)
         await asyncio.sleep(0.05)  # what was closed is taken down in the loop's next turns
 
 
