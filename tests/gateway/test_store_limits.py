@@ -180,10 +180,14 @@ def test_who_looks_is_told_what_is_left_also_where_no_slot_is_and_takes_nothing(
         held = await ask(store, limits)
         assert held.lease
         seen += [await store.look("ann", limits) for _ in range(20)]
+        began = time.monotonic()
         await store.settle("ann", held.lease, [USED])
-        seen.append(await store.look("ann", limits))
+        last = await store.look("ann", limits)
+        drained = (time.monotonic() - began) * 6000 / 60 + 1
+        assert (last.remaining, last.money) == (4, 300)
+        assert max(0, 28 - drained) <= last.tokens <= 28
         left = {(found.remaining, round(found.tokens, -1), found.money) for found in seen}
-        assert left == {(5, 0, 0), (4, 100, 1000), (4, 30, 300)}
+        assert left == {(5, 0, 0), (4, 100, 1000)}
         assert (await ask(store, limits)).allowed
         assert {found.lease for found in seen} == {None}
 
