@@ -15,7 +15,7 @@ from gateway.http1 import Client, Limits, Origin, Response, TransportError
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\n"
-USUAL = Limits(2, 2, 2, 5)
+USUAL = Limits(60, 60, 60, 60)  # more than any test waits for
 MIB = 1 << 20
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

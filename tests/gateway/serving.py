@@ -91,7 +91,7 @@ async def quiet(door: Upstream, troubles: list[JSON], others: Collection[Any] = 
     await eventually(lambda: asyncio.all_tasks() <= left)
     gc.collect()
     await asyncio.sleep(0)
-    assert troubles == []
+    assert troubles == [], troubles
 
 
 @dataclass
@@ -245,21 +245,33 @@ def escapes(troubles: list[JSON]) -> Iterator[None]:
         logger.removeHandler(watch)
 
 
+async def head_of(reader: asyncio.StreamReader) -> bytes:
+    """The head of a request; b"" from who connected, and left before it was sent."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
+
+
 @asynccontextmanager
-async def scripted(*answers: bytes, close: bool = True) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that answers with these bytes, one request after another; its URL, and the requests that it saw. It does
-    not say which models it has."""
+async def scripted(
+    *answers: bytes, close: bool = True, go: asyncio.Event | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that answers with these bytes, one request after another, once it may `go`; its URL, and the requests
+    that it saw. It does not say which models it has."""
     seen: list[bytes] = []
     left = list(answers)
     held: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"GET /v1/models "):
+        head = await head_of(reader)
+        if not head or head.startswith(b"GET /v1/models "):
             writer.close()
             return
         size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         seen.append(head + await reader.readexactly(size))
+        if go:
+            await go.wait()
         writer.write(left.pop(0))
         if close:
             writer.close()

@@ -10,7 +10,7 @@ import pytest
 from gateway.standing import duration
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import CHAT, COMPLEX, SIMPLE, Gateway, Line, body, eventually, gateway
+from tests.gateway.serving import CHAT, COMPLEX, PATIENCE, SIMPLE, Gateway, Line, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -230,17 +230,17 @@ async def test_overhead_is_not_the_servers_time_nor_the_callers(flash: Sim, pro:
     flash.config(stall_first=0.3)
     async with gateway(policy_for(flash, pro, triage={"speculate": "never"})) as gate:
         await gate.ask(body(model="flash"))
-        data = json.dumps(body()).encode()
+        data, began = json.dumps(body()).encode(), time.monotonic()
         line = await gate.open(data[:10], content_length=str(len(data)))
         await asyncio.sleep(0.2)
         line.writer.write(data[10:])
-        started = time.monotonic()
         answer = await line.answer()
-        assert time.monotonic() - started > 0.55
-        assert 0 < float(answer.headers["x-gateway-overhead-ms"]) < 200
+        most = time.monotonic() - began - 0.2 - 2 * 0.3  # the caller's, the verdict's and the answer's own time
+        assert 0 < float(answer.headers["x-gateway-overhead-ms"]) / 1000 < most + 0.01
         flash.config(status=500)
+        began = time.monotonic()
         refused = await gate.ask(body(model="flash"))
-        assert float(refused.headers["x-gateway-overhead-ms"]) < 300
+        assert float(refused.headers["x-gateway-overhead-ms"]) / 1000 < time.monotonic() - began - 0.3 + 0.01
 
 
 # -- the caller leaves -------------------------------------------------------------------------------------------------
@@ -300,13 +300,12 @@ async def test_a_callers_deadline_ends_every_wait_for_it(
     policy = policy_for(flash, pro, triage=triage, caching={"ttl": "1m"}, failover={"on": "connect"})
     flash.config(**fault)
     async with gateway(policy) as gate:
-        waits = fault.get("only") == "triage"
-        answer = await gate.ask(body(**fields), x_request_timeout="2" if waits else "0.25")
+        waits, begun = fault.get("only") == "triage", "stall_after" in fault
+        answer = await gate.ask(body(**fields), x_request_timeout="2" if waits else "1" if begun else "0.25")
         if waits:
             assert answer.status == 200, "a fifth of the time is the verdict's, the rest the answer's"
             assert answer.headers["x-route-reason"] == "timeout"
         else:
-            begun = "stall_after" in fault
             assert answer.status == (200 if begun else 504)
             told = json.loads(answer.events()[-1]) if begun else answer.json()
             assert told["error"]["code"] == "deadline_exceeded"
@@ -334,16 +333,20 @@ async def test_a_caller_who_leaves_while_sending_leaves_nothing_behind(flash: Si
 
 async def test_a_caller_who_leaves_while_the_store_decides_leaves_nothing_behind(flash: Sim, pro: Sim) -> None:
     class SlowStore(MemoryStore):
+        asked, decides = asyncio.Event(), asyncio.Event()
+
         async def admit(self, *args: Any) -> Any:
-            await asyncio.sleep(0.2)
+            self.asked.set()
+            await self.decides.wait()
             return await super().admit(*args)
 
-    async with gateway(policy_for(flash, pro), SlowStore()) as gate:
+    async with gateway(policy_for(flash, pro), store := SlowStore()) as gate:
         line = await gate.open(body())
-        await asyncio.sleep(0.05)
+        await asyncio.wait_for(store.asked.wait(), PATIENCE)
         await line.leave()
         await eventually(lambda: 'status="499"' in metrics(gate))
-        await asyncio.sleep(0.2)
+        store.decides.set()
+        await asyncio.sleep(0.05)
         assert flash.state()["requests"] == []
 
 
@@ -357,7 +360,8 @@ async def test_who_takes_nothing_of_a_stream_is_left_after_the_tiers_total_time(
         fields = body(model="flash", stream=True, max_tokens=200_000, ignore_eos=True)
         policy = policy_for(flash, pro, tiers=tiers, callers={"plans": {"usual": {"fields": ["ignore_eos"]}}})
         gate.front.doors.policy = policy
-        line = await gate.open(fields)
+        line, began = await gate.open(fields), time.monotonic()
         await eventually(lambda: running(flash))
-        assert await eventually(lambda: not any(gate.upstream.load().values())) > 0.5
+        await eventually(lambda: not any(gate.upstream.load().values()))
+        assert time.monotonic() - began > 0.9
         await line.leave(reset=True)

@@ -10,7 +10,7 @@ import pytest
 from gateway.fast import Cycle, FastConnection
 from gateway.store import MemoryStore
 from loadtest.servers import Sim
-from tests.gateway.serving import CHAT, Gateway, body, eventually, gateway, plain, scripted
+from tests.gateway.serving import CHAT, PATIENCE, Gateway, body, eventually, gateway, plain, scripted
 from tests.tiers import JSON, policy_for
 
 
@@ -26,7 +26,7 @@ async def connected(gate: Gateway) -> tuple[asyncio.StreamReader, asyncio.Stream
 
 async def answered(reader: asyncio.StreamReader) -> bytes:
     """The next answer's status."""
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
     await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
     return head[9:12]
 
@@ -36,7 +36,7 @@ async def test_pipelined_requests_are_answered_in_their_order(flash: Sim, pro: S
         reader, writer = await connected(gate)
         health = b"GET /health HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n"
         writer.write(raw(body(model="flash")) + raw(body(model="pro", stream=True)) + health)
-        answers = await asyncio.wait_for(reader.read(), 5)
+        answers = await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
         assert answers.count(b"HTTP/1.1 200 OK") == 3
         first, second = answers.index(b"x-route-tier: flash"), answers.index(b"x-route-tier: pro")
@@ -56,7 +56,7 @@ async def test_who_leaves_before_the_next_request_has_begun_is_not_answered_any_
         reader, writer = await connected(gate)
         turn = raw(body(), "1.1", "x-session-id: s")
         writer.write(3 * turn)
-        await asyncio.wait_for(reader.readuntil(b"}}"), 5)  # whose end waits for the store
+        await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)  # whose end waits for the store
         writer.transport.abort()
         await eventually(lambda: gate.front.doors.telemetry.render().count(b'status="499"') > 0)
         assert len(flash.seen()) == 1
@@ -67,10 +67,10 @@ async def test_a_later_request_is_refused_by_its_own_length(flash: Sim, pro: Sim
         reader, writer = await connected(gate)
         small = raw(body(model="flash"))
         writer.write(small)
-        assert (await asyncio.wait_for(reader.readuntil(b"}}"), 5)).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert (await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)).startswith(b"HTTP/1.1 200 OK\r\n")
         head = small.partition(b"\r\n\r\n")[0].rpartition(b"content-length: ")
         writer.write(head[0] + head[1] + b"4097\r\n\r\n")
-        assert b"HTTP/1.1 413 " in await asyncio.wait_for(reader.readuntil(b" 413 "), 5)
+        assert b"HTTP/1.1 413 " in await asyncio.wait_for(reader.readuntil(b" 413 "), PATIENCE)
         writer.close()
 
 
@@ -145,7 +145,7 @@ async def test_a_request_keeps_its_own_head_whatever_was_asked_since_one_like_it
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(0.05)
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
             assert f"x-request-id: {name}\r\n".encode() in head
         writer.close()
@@ -193,7 +193,7 @@ async def test_a_head_that_came_before_the_gateway_shuts_down_is_answered(flash:
         await eventually(lambda: line._receiving is not None)
         line.shutdown()
         writer.write(data)
-        told = await asyncio.wait_for(reader.read(), 20)
+        told = await asyncio.wait_for(reader.read(), PATIENCE)
         assert told.startswith(b"HTTP/1.1 200 OK\r\n")
         assert b"connection: close\r\n" in told
         writer.close()
@@ -207,7 +207,7 @@ async def test_nothing_is_served_after_a_request_that_ends_its_connection(flash:
         writer.write(last)
         await eventually(lambda: gate.upstream.load().get("flash", 0) == 1)
         writer.write(last)
-        answers = await asyncio.wait_for(reader.read(), 20)
+        answers = await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
         assert answers.count(b"HTTP/1.1 200 OK") == len(flash.seen()) == 1
 
@@ -216,10 +216,10 @@ async def test_who_holds_a_connection_to_a_gateway_that_leaves_gets_an_answer_an
     async with gateway(policy_for(flash, pro)) as gate:
         reader, writer = await connected(gate)
         writer.write(raw(body(model="flash")))
-        assert b"connection" not in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert b"connection" not in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
         gate.front.leave()
         writer.write(raw(body(model="flash")))
-        assert (await asyncio.wait_for(reader.read(), 5)).count(b"connection: close\r\n") == 1
+        assert (await asyncio.wait_for(reader.read(), PATIENCE)).count(b"connection: close\r\n") == 1
         writer.close()
 
 
@@ -229,7 +229,7 @@ async def test_who_reads_late_and_never_closes_is_closed_after_a_refusal(pro: Si
         reader, writer = await connected(gate)
         writer.write(raw(body(model="flash")) + b"nonsense\r\n\r\n")
         await asyncio.sleep(0.2)  # so that much is still to be written when the refusal is
-        answers = await asyncio.wait_for(reader.read(), 20)
+        answers = await asyncio.wait_for(reader.read(), PATIENCE)
         assert answers.rindex(b"HTTP/1.1 400 ") > 9_000_000
         async with asyncio.timeout(20):
             while not writer.transport.is_closing():  # what we still send is answered by a reset
@@ -243,7 +243,7 @@ async def test_many_requests_on_one_connection_are_each_answered_and_none_is_lef
         reader, writer = await connected(gate)
         for text in ("one", "another", "a third"):
             writer.write(raw(body(text, model="flash")))
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
             assert head.startswith(b"HTTP/1.1 200 OK\r\n")
             await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
         serving = [task for task in asyncio.all_tasks() if "FastConnection" in str(task.get_coro())]
@@ -259,7 +259,9 @@ async def test_a_body_is_asked_for_where_the_caller_waits_for_that(flash: Sim, p
             reader, writer = await connected(gate)
             for _ in range(2):  # the second one has the head of the first
                 writer.write(head.replace(b"/v1/chat/completions", path) + b"\r\n\r\n")
-                assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5) == b"HTTP/1.1 100 Continue\r\n\r\n"
+                assert (
+                    await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE) == b"HTTP/1.1 100 Continue\r\n\r\n"
+                )
                 writer.write(data)
                 assert await answered(reader) == b"200"
             writer.close()
@@ -270,11 +272,11 @@ async def test_a_request_leaves_nothing_for_the_collector(flash: Sim, pro: Sim) 
     async with gateway(policy_for(flash, pro)) as gate:
         reader, writer = await connected(gate)
         writer.write(raw(body(model="flash")))
-        await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)
         gc.collect()
         for _ in range(5):
             writer.write(raw(body(model="flash")))
-            await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+            await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)
         # Only the connection's last one is left; the answer is read before its task is at its end.
         await eventually(lambda: sum(isinstance(one, Cycle) for one in gc.get_objects()) == 1)
         writer.close()
@@ -301,7 +303,7 @@ async def test_a_connection_that_lies_idle_holds_no_body(flash: Sim, pro: Sim) -
     async with gateway(policy_for(flash, pro)) as gate:
         reader, writer = await connected(gate)
         writer.write(raw(body("word " * 20_000, model="flash", max_tokens=4)))
-        await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE)
         held = [one for cycle in gc.get_objects() if type(cycle) is Cycle for one in gc.get_referents(cycle)]
         assert held
         assert not [one for one in held if isinstance(one, list) and one]

@@ -17,7 +17,19 @@ from gateway.reply import Reply
 from gateway.splice import extra_logprobs, holdback_of
 from gateway.usage import Asked, reported
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, Answer, Gateway, asked, body, eventually, gateway, upstream, watched
+from tests.gateway.serving import (
+    COMPLEX,
+    SIMPLE,
+    Answer,
+    Gateway,
+    asked,
+    body,
+    eventually,
+    gateway,
+    head_of,
+    upstream,
+    watched,
+)
 from tests.gateway.serving import collected as read
 from tests.tiers import JSON, policy_for
 
@@ -425,8 +437,8 @@ async def scripts(tier: str, written: dict[int, Script]) -> AsyncIterator[Sim]:
     """A server that plays the script whose number stands in the prompt."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"GET /v1/models "):
+        head = await head_of(reader)
+        if not head or head.startswith(b"GET /v1/models "):
             writer.close()
             return
         size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])

@@ -91,7 +91,7 @@ async def test_an_answer_by_the_connections_end_is_not_ended_by_us(run: Run) -> 
         await peer.left()
 
     async with serving(talk) as (client, origin, _):
-        assert (await broken(client, origin, Limits(1, 1, 0.05, 5))).kind == "idle"
+        assert (await broken(client, origin, Limits(60, 60, 0.05, 60))).kind == "idle"
 
 
 async def test_an_answer_that_broke_unseen_is_told_of_by_reading_not_by_pouring(run: Run) -> None:
@@ -140,7 +140,7 @@ async def test_a_connection_that_closed_before_it_was_used_says_so(run: Run) -> 
     async with serving(talk) as (_, origin, server):
         _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
         await asyncio.sleep(0.02)
-        connection.send(POST, b"", loop.time(), loop.time() + 1, USUAL)
+        connection.send(POST, b"", loop.time(), loop.time() + 60, USUAL)
         with pytest.raises(TransportError) as error:
             await connection.news()
         assert (error.value.kind, error.value.started, server.connections) == ("closed", False, 1)
@@ -197,7 +197,7 @@ async def test_an_answer_that_came_before_it_was_asked_for_is_nobodys(run: Run) 
     async with serving(talk) as (_, origin, _):
         _, connection = await loop.create_connection(lambda: Connection(loop), origin.host, origin.port)
         await eventually(lambda: connection.started)
-        connection.send(POST, b"", loop.time(), loop.time() + 1, USUAL)
+        connection.send(POST, b"", loop.time(), loop.time() + 60, USUAL)
         with pytest.raises(TransportError) as error:
             await connection.news()
         assert (error.value.kind, connection.keep) == ("closed", False)

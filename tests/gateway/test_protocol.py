@@ -26,7 +26,7 @@ OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAAAAIAAAA
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\n\r\n"
 
 
-async def said(port: int, *parts: bytes, wait: float = 5.0) -> bytes:
+async def said(port: int, *parts: bytes) -> bytes:
     """All that comes back for these bytes, sent one part at a time, until the gateway closes. It may close over bytes
     that it has no use for."""
     loop, raw = asyncio.get_running_loop(), b""
@@ -37,7 +37,7 @@ async def said(port: int, *parts: bytes, wait: float = 5.0) -> bytes:
                 await loop.sock_sendall(line, part)
                 await asyncio.sleep(0)
         with contextlib.suppress(ConnectionResetError):
-            async with asyncio.timeout(wait):
+            async with asyncio.timeout(PATIENCE):
                 while data := await loop.sock_recv(line, 65536):
                     raw += data
     return raw
@@ -241,7 +241,7 @@ async def test_a_refusal_reaches_a_caller_who_sends_on(flash: Sim, pro: Sim) -> 
         for _ in range(5):
             await asyncio.sleep(0.01)
             writer.write(b"more")
-        assert only(await asyncio.wait_for(reader.read(), 5)).status == 400
+        assert only(await asyncio.wait_for(reader.read(), PATIENCE)).status == 400
         writer.close()
 
 
@@ -596,12 +596,13 @@ async def unread(pro: Sim, stall_timeout: float, **changes: Any) -> AsyncIterato
 
 async def test_a_caller_who_reads_nothing_pauses_the_server_and_is_left(pro: Sim) -> None:
     async with unread(pro, 0.5) as (endless, _):
-        await asyncio.wait_for(endless.stopped.wait(), 5)
+        await asyncio.wait_for(endless.stopped.wait(), PATIENCE)
         assert endless.written < 20_000_000, "what the kernel holds, and a little"
 
 
 async def test_a_stream_that_is_not_taken_in_the_tiers_whole_time_ends_as_one_whose_caller_left(pro: Sim) -> None:
-    tiers = {"flash": {"timeouts": {"first_byte": "1s", "idle": "1s", "total": "1s"}}}
+    times = dict.fromkeys(("first_byte", "idle", "total"), "3s")  # in which what nobody takes has filled all buffers
+    tiers = {"flash": {"timeouts": times}}
     async with unread(pro, 60.0, tiers=tiers) as (endless, gate):
-        await asyncio.wait_for(endless.stopped.wait(), 5)
+        await asyncio.wait_for(endless.stopped.wait(), PATIENCE)
         await eventually(lambda: b'status="499"' in gate.front.doors.telemetry.render())

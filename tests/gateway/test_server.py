@@ -59,7 +59,7 @@ def ready(port: int) -> int:
 
 def told(port: int) -> tuple[int, JSON]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -76,18 +76,20 @@ async def streams(gate: Port, count: int, sim: Sim) -> "list[asyncio.Task[Answer
 
 
 async def test_on_sigterm_readiness_goes_first_then_the_door_and_every_stream_ends_well(flash: Sim, pro: Sim) -> None:
-    with serving(flash, pro, DRAIN_WAIT="1") as (gate, process):
+    with serving(flash, pro, DRAIN_WAIT="2") as (gate, process):
         flash.config(drip=0.004, drip_bytes=64)
         tasks = await streams(gate, 20, flash)
         process.send_signal(signal.SIGTERM)
         await eventually(lambda: ready(gate.port) != 200)
-        status, said = await asyncio.to_thread(told, gate.port)
+        (status, said), late, kept, wrong = await asyncio.gather(
+            asyncio.to_thread(told, gate.port),
+            gate.ask(body(model="pro")),
+            gate.get("/v1/models", connection="keep-alive"),
+            gate.get("/v1/models", host="a b"),
+        )
         assert (status, said["status"]) == (503, "leaving")
-        late = await gate.ask(body(model="pro"))
         assert (late.status, late.headers["connection"]) == (200, "close"), "still let in"
-        kept = await gate.get("/v1/models", connection="keep-alive")
         assert (kept.status, kept.headers["connection"]) == (200, "close"), "and not for long"
-        wrong = await gate.get("/v1/models", host="a b")
         assert (wrong.status, wrong.headers["connection"], wrong.repeated) == (400, "close", [])
         answers = await asyncio.gather(*tasks)
         assert [(one.status, one.events()[-1]) for one in answers] == [(200, b"[DONE]")] * 20
@@ -100,7 +102,7 @@ async def test_what_takes_longer_than_the_drain_ends_in_an_error_event(flash: Si
         (stream,) = await streams(gate, 1, flash)
         flash.config(stall_first=60.0)
         whole = asyncio.create_task(gate.ask(body(model="flash")))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: len(flash.seen()) == 2)
         process.send_signal(signal.SIGTERM)
         cut, refused = await stream, await whole
         assert (cut.complete, json.loads(cut.events()[-1])["error"]["code"]) == (True, "gateway_leaving")
@@ -294,7 +296,7 @@ async def test_with_a_certificate_the_listener_speaks_tls_only(flash: Sim, pro: 
         plain.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b"HTTP" not in await heard.read(), "not reached"
         unheard, silent = await asyncio.open_connection("localhost", port)
-        assert await asyncio.wait_for(unheard.read(), 5) == b"", "a handshake has as long as a request"
+        assert await asyncio.wait_for(unheard.read(), PATIENCE) == b"", "a handshake has as long as a request"
         for line in (writer, plain, silent):
             line.close()
             with suppress(ConnectionError):

@@ -16,7 +16,7 @@ from gateway.shadow import IDLE, LONGEST, MOST
 from gateway.store import ALL, SHADOW_ACCOUNT, MemoryStore
 from gateway.types import Decision, Route, Usage
 from loadtest.servers import Sim
-from tests.gateway.serving import COMPLEX, SIMPLE, Gateway, asked, body, eventually, gateway
+from tests.gateway.serving import COMPLEX, PATIENCE, SIMPLE, Gateway, asked, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 PRICE = {"price": {"input_per_m": 1.0, "output_per_m": 1.0}}
@@ -40,11 +40,9 @@ async def counted(gate: Gateway) -> dict[str, int]:
 
 async def became(gate: Gateway, outcome: str) -> None:
     """Waits until one drawn answer became that, and none anything else."""
-    for _ in range(300):
-        found = await counted(gate)
-        if found:
-            break
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE):
+        while not (found := await counted(gate)):  # noqa: ASYNC110  the gateway is asked each time
+            await asyncio.sleep(0.01)
     assert found == {outcome: 1}
 
 
@@ -69,7 +67,7 @@ async def test_behind_an_answer_of_flash_pro_is_asked_the_same_and_how_much_both
 
 
 async def test_pro_is_asked_when_the_caller_has_the_whole_answer(flash: Sim, pro: Sim) -> None:
-    flash.config(only="answer", stall_after=3, stall=0.3)
+    flash.config(only="answer", stall_after=3, stall=0.6)
     async with gateway(shadowed(flash, pro)) as gate:
         line = await gate.open(body(stream=True))
         await line.some()

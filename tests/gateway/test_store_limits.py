@@ -117,18 +117,19 @@ def test_a_settled_call_leaves_what_was_used(url: str | None) -> None:
 
 
 def test_held_tokens_do_not_drain_and_settled_ones_do(url: str | None) -> None:
-    async def main(store: Store) -> tuple[int, int]:
+    async def main(store: Store) -> None:
         fast = replace(WIDE, tokens_per_minute=60_000)
         held, _ = [await ask(store, fast, replace(COSTLY, prompt=0, completion=most)) for most in (30_000, 20_000)]
         await asyncio.sleep(0.05)
-        still = await ask(store, fast, Bound())
+        assert (await ask(store, fast, Bound())).tokens == 50_000
+        started = time.monotonic()
         await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=1000)])
         await asyncio.sleep(0.05)
-        return still.tokens, (await ask(store, fast, Bound())).tokens
+        left = (await ask(store, fast, Bound())).tokens - 20_000  # which the other one holds
+        most = 1000 * (time.monotonic() - started)  # what drained of the settled one
+        assert max(0, 1000 - most - 1) <= left <= 950
 
-    still, drained = on(url, main)
-    assert still == 50_000
-    assert 20_500 < drained <= 20_950, "what the other one holds, and what is left of the settled one"
+    on(url, main)
 
 
 def test_a_call_above_the_whole_limit_waits_for_an_idle_bucket(url: str | None) -> None:
@@ -147,7 +148,8 @@ def test_a_refused_call_that_waits_as_told_is_admitted(url: str | None) -> None:
         fast = replace(WIDE, tokens_per_minute=60_000)
         held = await ask(store, fast, replace(COSTLY, prompt=0, completion=60_000))
         await store.settle("ann", held.lease or "", [replace(USED, prompt=0, completion=60_000)])
-        early = await ask(store, fast)
+        while (early := await ask(store, fast)).allowed:  # a busy machine may have waited meanwhile
+            pass
         await asyncio.sleep(early.retry_after + 0.005)
         return early.allowed, (await ask(store, fast)).allowed
 
@@ -156,11 +158,13 @@ def test_a_refused_call_that_waits_as_told_is_admitted(url: str | None) -> None:
 
 def test_a_budget_returns_with_the_next_window_less_what_is_still_held(url: str | None) -> None:
     async def main(store: Store) -> tuple[bool, int]:
-        limits = budget(2500, window=0.3)
+        seconds = 0.5
+        limits = budget(2500, window=seconds)
+        await asyncio.sleep(seconds - time.time() % seconds)  # all of a window is left
         one, two = await burst(store, limits, 2)
         await store.settle("ann", one.lease or "", [replace(USED, money=1400)])
         refusal = await ask(store, limits)
-        assert 0.0 < refusal.retry_after <= 0.3
+        assert 0.0 < refusal.retry_after <= seconds
         await asyncio.sleep(refusal.retry_after + 0.01)
         after = await ask(store, limits)
         assert two.lease
@@ -176,10 +180,14 @@ def test_who_looks_is_told_what_is_left_also_where_no_slot_is_and_takes_nothing(
         held = await ask(store, limits)
         assert held.lease
         seen += [await store.look("ann", limits) for _ in range(20)]
+        began = time.monotonic()
         await store.settle("ann", held.lease, [USED])
-        seen.append(await store.look("ann", limits))
+        last = await store.look("ann", limits)
+        drained = (time.monotonic() - began) * 6000 / 60 + 1
+        assert (last.remaining, last.money) == (4, 300)
+        assert max(0, 28 - drained) <= last.tokens <= 28
         left = {(found.remaining, round(found.tokens, -1), found.money) for found in seen}
-        assert left == {(5, 0, 0), (4, 100, 1000), (4, 30, 300)}
+        assert left == {(5, 0, 0), (4, 100, 1000)}
         assert (await ask(store, limits)).allowed
         assert {found.lease for found in seen} == {None}
 

@@ -54,7 +54,7 @@ async def tls_before(valkey: str, tls: ssl.SSLContext) -> AsyncIterator[int]:
         listening.close()
         for writer in meetings.values():
             writer.transport.abort()
-        await asyncio.wait([meeting for meeting in meetings if meeting], timeout=5)
+        await asyncio.wait([meeting for meeting in meetings if meeting], timeout=PATIENCE)
         await asyncio.sleep(0.05)  # what was closed is taken down in the loop's next turns
 
 
@@ -247,7 +247,7 @@ async def test_a_connection_that_the_server_ends_is_heard_of_once_and_the_next_c
         number = await lane.put(b"CLIENT", b"ID")
         with Valkey.from_url(valkey) as client:
             client.client_kill_filter(_id=number)
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(PATIENCE):
             while not faults:  # noqa: ASYNC110  a pipeline tells of a fault by a call only
                 await asyncio.sleep(0.005)
         assert await lane.put(b"CLIENT", b"ID") > number

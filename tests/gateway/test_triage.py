@@ -311,7 +311,7 @@ def test_a_server_that_is_not_there_is_an_error_and_a_full_tier_is_not_asked(fla
             policy = policy_for(flash, pro, tiers={"flash": {"limits": {"max_inflight": 1}}})
             flash.config(stall_first=0.3)
             first = asyncio.create_task(ask(policy, door, body()))
-            await asyncio.sleep(0.05)
+            await eventually(lambda: door.load().get("flash") == 1)
             assert (await ask(policy, door)).reason == "overloaded"
             assert (await first).label == "simple"
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import BadRequest, Overloaded, RateLimited, TooLarge
 from gateway.uploads import SMALL, Uploads, announced
 from loadtest.servers import Sim
-from tests.gateway.serving import CHAT, Line, body, eventually, gateway
+from tests.gateway.serving import CHAT, PATIENCE, Line, body, eventually, gateway
 from tests.tiers import JSON, policy_for
 
 pytestmark = pytest.mark.usefixtures("each_front")
@@ -147,7 +147,7 @@ async def test_smaller_bodies_do_not_wait_behind_larger_ones() -> None:
     gone.cancel()  # whose caller left
     await asyncio.sleep(0)
     uploads.shrink("ann", 0, held)
-    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
     assert came == sizes[::-1]
     assert (uploads._held, uploads._waiting) == ({}, {})
 
