@@ -62,8 +62,8 @@ Several = Annotated[tuple[str, ...], LISTED]
 @section
 class Timeouts:
     """`first_byte` and `idle` bind streams; a JSON answer has `total`, and about `first_byte` where its server stands
-    still and another one is well. A silent stream ends after three times `first_byte` where vLLM's engine hangs.
-    Seconds."""
+    still and another one is well. Where vLLM's engine hangs, a silent stream ends after three times `first_byte`, and
+    so does a JSON answer of which no other replica is well. Seconds."""
 
     connect: Annotated[Duration, Field(description="until a connection stands")] = 1.0
     first_byte: Annotated[Duration, Field(description="until a stream's first byte")] = 20.0
