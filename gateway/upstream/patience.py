@@ -52,10 +52,10 @@ class Patience:
         tier = policy.tiers[call.tier]
         times = tier.timeouts
         if call.bill.stream:
-            silent = partial(self._silent, tier, replica) if tier.engine == "vllm" else None
+            silent = partial(self._silent, tier, replica) if tier.engine != "openai" else None
             idle = min(times.first_byte, times.idle) if silent else times.idle
             return Limits(times.connect, times.first_byte, idle, rest, None, silent)
-        if tier.engine != "vllm":
+        if tier.engine == "openai":
             return Limits(times.connect, rest, rest, rest)
         alone = len(tier.replicas) == 1 or call.again or "first_byte" not in policy.failover.on
         late = partial(self._late, tier, replica, None if alone else self._budgets[call.tier])
