@@ -13,6 +13,7 @@ from gateway.types import Caller, ChatRequest
 from tests.tiers import JSON
 
 UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+MANY = [f"value number {i:06}" for i in range(5000)]  # of 20 letters; vLLM compiles 9,000 for 12 s
 LONG = ".*a.{4000}b"  # which vLLM's 0.32 compiles for 18 s
 TALK: JSON = {"messages": [{"role": "user", "content": LONG}]}
 POLICY = load_policy(
@@ -54,6 +55,13 @@ REFUSED = {
     "a grammar of tags": {"response_format": {"type": "structural_tag", "format": {"type": "regex", "pattern": LONG}}},
     "a tool": tools({}, string(pattern=LONG)),
     "several together": tools(*(string(pattern=f"^.{{{500 + i}}}$") for i in range(4))),
+    "many values": format_of({"properties": {"a": {"enum": MANY}}}),
+    "many values, one by one": format_of({"anyOf": [{"const": one} for one in MANY]}),
+    "many values, of tools": tools(*({"enum": MANY[at : at + 100]} for at in range(0, 5000, 100))),
+    "many names": tools({"properties": dict.fromkeys(MANY, True)}),
+    "a long value": format_of({"const": "x" * 100_000}),
+    "many to choose from": {"structured_outputs": {"choice": MANY}},
+    "many values as text": {"structured_outputs": {"json": json.dumps({"enum": MANY})}},
     "vLLM's own": {"structured_outputs": {"regex": LONG}},
     "vLLM's own, as text": {"structured_outputs": {"json": json.dumps(string(pattern=LONG))}},
     "vLLM's own, unreadable as text": {"structured_outputs": {"json": '{"maximum": NaN}'}},
@@ -64,6 +72,9 @@ PASS = {
     "a parameter of the name": tools(string(), {"properties": {"pattern": {"type": "string"}, "regex": {}}}),
     "what is none": format_of({"pattern": 5, "patternProperties": ["x"], "enum": ["pattern", None, 1e300]}),
     "no constraint": {"structured_outputs": None, "response_format": None, "tools": None},
+    "thousands of values": format_of({"properties": {"a": {"enum": MANY[:4000]}}}),
+    "long descriptions": tools({"description": "x" * 200_000, "properties": {"a": {"enum": MANY[:1000]}}}),
+    "a number of many digits": format_of({"enum": [10**30, 1e300]}),
     "a choice": {"structured_outputs": {"choice": ["a", "b"]}},
 }
 
