@@ -58,7 +58,7 @@ def _patterns(schema: dict[str, Any]) -> list[str]:
 
 def _fixed(schema: dict[str, Any]) -> int:
     """Bytes of the values and names that stand in it."""
-    values = [schema[name] for name in ("enum", "const", "choice") if name in schema]
+    values = [schema[name] for name in ("enum", "const", "choice", "grammar") if name in schema]
     values += [names] if (names := _keys(schema.get("properties"))) else []
     return len(_encode(values)) if values else 0
 

@@ -151,8 +151,8 @@ class Tier:
         """Whether its servers are asked for their queues, whatever the rules say."""
         return self.balance == "least_waiting" or (self.limits.adaptive and self.engine != "openai")
 
-    def has(self, need: Literal["tools", "json_schema", "vision", "token_ids"]) -> bool:
-        """Whether its servers have what a request needs."""
+    def has(self, need: str) -> bool:
+        """Whether its servers have what a request needs, by its name in `can`."""
         told: bool | None = getattr(self.can, need)
         return self.engine != "sglang" if told is None else told
 

@@ -60,6 +60,7 @@ REFUSED = {
     "many values, of tools": tools(*({"enum": MANY[at : at + 100]} for at in range(0, 5000, 100))),
     "many names": tools({"properties": dict.fromkeys(MANY, True)}),
     "a long value": format_of({"const": "x" * 100_000}),
+    "many in a grammar": {"structured_outputs": {"grammar": " | ".join(map(json.dumps, MANY))}},
     "many to choose from": {"structured_outputs": {"choice": MANY}},
     "many values as text": {"structured_outputs": {"json": json.dumps({"enum": MANY})}},
     "vLLM's own": {"structured_outputs": {"regex": LONG}},
