@@ -1,4 +1,4 @@
-"""Do the patterns and lists of values in a request hold up a model server for all?
+"""Do the patterns and values in a request's schemas hold up a model server for all?
 
 An engine makes a pattern an automaton before it answers, and its steps grow with the square of what the pattern is when
 its repeats are written out. vLLM 0.32 does it in the process that serves all (2026-11-24): `.*a.{4000}b` in a schema's
