@@ -169,6 +169,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     tools: bool = False
     json_schema: bool = False
     vision: bool = False
+    token_ids: bool = False
     signals: frozenset[str] = frozenset()
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     load: Mapping[str, int] = msgspec.field(default_factory=dict)
