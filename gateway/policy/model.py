@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from gateway.dialects import Api
 from gateway.policy.prompts import Prompt
 from gateway.policy.sections import LISTED, listed, section
 from gateway.types import Strategy
@@ -148,7 +149,7 @@ class Tier:
         """Whether its servers are asked for their queues, whatever the rules say."""
         return self.balance == "least_waiting" or (self.limits.adaptive and self.engine == "vllm")
 
-    def serves(self, api: Literal["chat", "messages", "responses", "embeddings"]) -> bool:
+    def serves(self, api: Api) -> bool:
         """Whether its servers have the paths of `api`."""
         told: bool | None = getattr(self.can, api)
         return self.engine == "vllm" if told is None else told
