@@ -32,35 +32,22 @@ def observe(
     wish, wished_by = wished(request, policy)
     last, turns, context, vision, counted = conversation(fields)
     looks = score(fields, policy.table) if policy.scored and wish is None else None  # a wish goes before all rules
-    return Facts(  # in the order of its fields: twenty-seven keywords would cost more than all of the rest
-        fields.model or "auto",
-        caller.name,
-        caller.plan,
-        DIALECTS[request.path].api,
-        wish,
-        wished_by,
-        len(last[0]) if len(last) == 1 else sum(map(len, last)),
-        turns,
-        context,
+    # In the order of its fields: twenty-seven keywords would cost more than all of the rest.
+    return Facts(
+        fields.model or "auto", caller.name, caller.plan, DIALECTS[request.path].api, wish, wished_by,
+        len(last[0]) if len(last) == 1 else sum(map(len, last)), turns, context,
         bool(fields.tools),
         fields.response_format is not None and fields.response_format.get("type") == "json_schema",
         vision,
         counted > 0,
         signals(last, policy) if policy.watched_signals else NONE,
         watched(request, policy) if policy.watched_headers else EMPTY,
-        load,
-        waiting,
+        load, waiting,
         fields.max_completion_tokens or fields.max_tokens,
-        standing.budget_used,
-        standing.budget,
-        standing.budget_of,
-        standing.capped,
-        caller.own.may,
-        looks.value if looks else None,
-        looks.measures if looks else EMPTY,
-        request.chance,
-        standing.session,
-    )
+        standing.budget_used, standing.budget, standing.budget_of, standing.capped, caller.own.may,
+        looks.value if looks else None, looks.measures if looks else EMPTY,
+        request.chance, standing.session,
+    )  # fmt: skip
 
 
 def resolved(model: str, policy: Policy) -> str | None:

@@ -16,7 +16,7 @@ from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.splice import NOTHING, changes
 from gateway.turns import judged_part, pieces
-from gateway.types import Caller, ChatRequest, Strategy, Verdict
+from gateway.types import BARE, Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import TriageResponse, Upstream
 from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
 
@@ -142,7 +142,7 @@ def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
     if rules.strategy != "auto":
         return rules.strategy
     thoughtful = rules.prompts[rules.prompt].before is not None
-    fit = (s for s in get_args(Strategy) if s in able and not (thoughtful and s in ("choice", "decisions")))
+    fit = (s for s in get_args(Strategy) if s in able and not (thoughtful and s in BARE))
     return cast("Strategy", next(fit, PORTABLE))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from gateway.dialects import Api
 from gateway.policy.prompts import Prompt
 from gateway.policy.sections import LISTED, listed, section
 from gateway.types import Strategy
@@ -156,7 +157,7 @@ class Tier:
         told: bool | None = getattr(self.can, need)
         return self.engine != "sglang" if told is None else told
 
-    def serves(self, api: Literal["chat", "messages", "responses", "embeddings"]) -> bool:
+    def serves(self, api: Api) -> bool:
         """Whether its servers have the paths of `api`."""
         told: bool | None = getattr(self.can, api)
         return self.engine != "openai" if told is None else told
