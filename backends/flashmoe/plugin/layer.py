@@ -13,14 +13,10 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
 
 from backends.flashmoe.plugin.settings import VARIABLE, Plan, Settings
-from backends.flashmoe.plugin.slots import distinct, masked, reduced, routed, with_brought
+from backends.flashmoe.plugin.slots import distinct, leaves_out, masked, reduced, routed, with_brought
 from backends.flashmoe.plugin.worker import Worker
 
 log = logging.getLogger("vllm.flashmoe")
-# Kernels that leave out a single slot with id -1 when they sum a token's experts. Most take -1 for padding only, where
-# all slots of a token are -1: Marlin without an expert map adds rows that were never written, TritonExperts reads at
-# index -1, and the CPU kernel counts at index -1.
-TAKES_SKIPPED = {"HummingIndexedExperts"}
 
 
 def install(settings: Settings) -> None:
@@ -131,7 +127,14 @@ class Experts(RoutedExperts):
 
     def _takes_skipped(self) -> bool:
         kernel = getattr(self.quant_method, "moe_kernel", None)
-        return not self.use_ep and kernel is not None and type(kernel.fused_experts).__name__ in TAKES_SKIPPED
+        name = type(kernel.fused_experts if kernel else self.quant_method).__name__
+        try:
+            return leaves_out(name, self.use_ep)
+        except LookupError:
+            raise RuntimeError(
+                f"{VARIABLE}: what {name} makes of a skipped slot is not known, and it might lose experts that are not"
+                " skipped; choose another --moe-backend, or start without the variable"
+            ) from None
 
     def _count(self, asked: Tensor, read: Tensor) -> None:
         for at, ids in enumerate((asked, read)):
