@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from vllm.config import get_current_vllm_config
+from vllm.config import CUDAGraphMode, get_current_vllm_config
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
@@ -75,7 +76,8 @@ class Experts(RoutedExperts):
         worker = Experts.worker = Experts.worker or Worker(self.settings, config, device)
         own = worker.own if self.settings.takes_own(self._layer, hashed) else None
         self.register_buffer("flashmoe_k", own.k if own else None, persistent=False)
-        self._watch = worker.watch if self._plan or own else None
+        self._watch = worker.watch.joined(self.layer_name) if worker.watch and (self._plan or own) else None
+        self.register_buffer("flashmoe_exact", self._watch.exact if self._watch else None, persistent=False)
         counts, self._seen = worker.counts.row(device)
         self.register_buffer("flashmoe_counts", counts, persistent=False)
 
@@ -87,11 +89,9 @@ class Experts(RoutedExperts):
         shared_experts: Any = None,
         shared_experts_input: Any = None,
     ) -> Any:
-        looking = self._watch is not None and self._watch.looking()
-        if looking:
+        if self._looking():
             self._look(x, topk_weights, topk_ids)
-        exact = self._watch.exact if self._watch else None
-        weights, ids = self._fewer(topk_weights, topk_ids, exact)
+        weights, ids = self._fewer(topk_weights, topk_ids, self.flashmoe_exact)
         if self.settings.log_s:
             self._count(topk_ids, ids)
         return super().forward_modular(x, weights, ids, shared_experts, shared_experts_input)
@@ -117,6 +117,14 @@ class Experts(RoutedExperts):
         keep = masked(routing, policies, exact)
         fewer, lighter = reduced(routing, keep, self.settings.renormalise, self._takes_skipped())
         return lighter.to(weights.dtype), fewer.to(ids.dtype)
+
+    def _looking(self) -> bool:
+        if self._watch is None:
+            return False
+        step = get_forward_context()
+        if step.attn_metadata is None or step.cudagraph_runtime_mode != CUDAGraphMode.NONE:
+            return False  # a profile run, or a CUDA graph's
+        return self._watch.looking(self.layer_name, step)
 
     def _look(self, x: Tensor, weights: Tensor, ids: Tensor) -> None:
         """Lets the guard compare the outputs with and without skipping. On copies, as a kernel may work in place."""
