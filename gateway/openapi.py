@@ -224,8 +224,8 @@ def described(app: FastAPI, shapes: Sequence[type]) -> None:
 def _document(app: FastAPI, shapes: Sequence[type]) -> JSON:
     """What there is to say of FastAPI's routes, and of all others."""
     told = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
-    told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
+    often = {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
+    told["paths"] = {path: {"post": _post(*about)} for path, about in _SPOKEN.items()} | often | told["paths"]
     named = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")[1]
     told["components"]["schemas"] |= {name: one | {"description": _plain(one)} for name, one in named.items()}
     schemes = told["components"]["securitySchemes"]
