@@ -114,16 +114,23 @@ def test_an_annotation_names_any_file_and_of_the_whole_file_no_key(tmp_path: Pat
     )
 
 
-def test_a_name_that_the_terminal_cannot_show_is_spelt_out(tmp_path: Path) -> None:
+def test_a_name_that_the_terminal_cannot_show_is_spelt_out_and_json_stays_json(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
-    tests = "tests: [{name: 日本, request: {prompt: hi}, expect: {tier: a}}]\n"
+    tests = "tests: [{name: 日é😀, request: {prompt: hi}, expect: {tier: a}}]\n"
     path.write_text(
         f"schema: 1\ntiers: {{a: {{model: m, replicas: ['http://h']}}}}\nrules: [{{id: x, route: a}}]\n{tests}",
         encoding="utf-8",
     )
     command, terminal = [sys.executable, "-m", "gateway", "policy", "test", str(path)], {"PYTHONIOENCODING": "ascii"}
-    told = subprocess.run(command, env=os.environ | terminal, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    assert told.stdout == "passes  \\u65e5\\u672c  ->  a (x: rule)\n"
+
+    def told(*more: str) -> str:
+        ran = subprocess.run(
+            [*command, *more], env=os.environ | terminal, stdout=subprocess.PIPE, text=True, check=True, timeout=60
+        )
+        return ran.stdout
+
+    assert told() == "passes  \\u65e5\\u00e9\\ud83d\\ude00  ->  a (x: rule)\n"
+    assert json.loads(told("--json"))["tests"][0]["name"] == "日é😀"
 
 
 def test_several_problems_are_counted_and_each_is_one_annotation_whatever_the_file_says(tmp_path: Path) -> None:
