@@ -3,8 +3,8 @@
 An engine makes a pattern an automaton before it answers, and its steps grow with the square of what the pattern is when
 its repeats are written out. vLLM 0.32 does it in the process that serves all (2026-11-24): `.*a.{4000}b` in a schema's
 string held its streams up for 18 s, 20,000 nested groups ended it; llama.cpp's `((a{0,100}){0,100}){0,100}` has no end.
-With the cube grow the levels of a schema (xgrammar 0.2.8: 9.5 s for 400 objects in each other, 16 KB) and the
-properties beside a `minProperties` (1.4 s for 600).
+With the cube grow the levels of a schema (xgrammar 0.2.8: 9.5 s for 400 objects in each other, 16 KB; 1.5 s
+for 80 schemas of 45) and the properties beside a `minProperties` (1.4 s for 600).
 """
 
 import re
@@ -22,6 +22,7 @@ LONGEST = 1000  # characters of a pattern, written out: one or two seconds; of s
 _WHOLE = 4 * LONGEST  # as it stands, where a class of any length counts as one character
 _LEAST = 100  # that any of them takes
 DEEPEST = 100  # objects and arrays in each other, two for each level of a schema
+MANY = 80  # so many that are as deep take about as long together, as each level takes the square of how deep it is
 WIDEST = 500  # properties beside a `minProperties`, whose cube takes about as long as the square of LONGEST
 FIELD = "pattern"  # in a plan's `fields` it lets all of them pass
 _OWN = "structured_outputs"  # vLLM's, which may hold schemas as text
@@ -30,9 +31,10 @@ _PATTERNS = ("pattern", "regex", "whitespace_pattern")
 _TELLING = frozenset((*_PATTERNS, "patternProperties", "minProperties", "maxProperties"))
 _WITHIN = (dict, list)
 _FREE = (b'"auto"', b'"none"', b"null")  # values of tool_choice that leave it to the model
-_TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{([0-9]*)(?:,([0-9]*))?\}|.", re.DOTALL)
+# A class without an end, which no engine reads, is one: else all that is behind each bracket would be looked through.
+_TOKEN = re.compile(r"\\.|\[[^\]\\]*+(?:\\.?[^\]\\]*+)*+(?:\]|\Z)|\{([0-9]*)(?:,([0-9]*))?\}|.", re.DOTALL)
 _BEGINS = re.compile(rb'Properties|"\s*:\s*"').match  # behind "pattern"
-_IS_TRUE = re.compile(rb"\s*:\s*true").match
+_BINDS = re.compile(rb"\s*:\s*+(?!false|null)").match  # behind "strict", which vLLM reads from 1 and "yes", too
 _ESCAPED = re.compile(rb"\\u00[4-7]").search
 _decode = msgspec.json.Decoder(float_hook=float).decode
 
@@ -47,7 +49,7 @@ def refuse_patterns(request: ChatRequest, policy: Policy) -> None:
         found = works(name, bytes(members[name])) if _may_hold(name, members) else ()
         if any(total > LONGEST**2 for total in accumulate(found)):
             told = f"Patterns of more than {LONGEST} characters, repeats written out, hold up a model server"
-            more = "so do hundreds of properties beside minProperties or maxProperties"
+            more = "so do hundreds of properties beside minProperties or maxProperties, and dozens of deep schemas"
             raise BadRequest(f"{told}: shorten them, or give strings a maxLength instead; {more}.", param=name)
 
 
@@ -58,9 +60,10 @@ def works(name: str, raw: bytes) -> Iterator[int]:
     if name == _OWN and isinstance(level[0], dict):
         texts = map(level[0].get, ("json", "structural_tag"))
         level += [_read(text.encode()) for text in texts if isinstance(text, str)]
-    for _ in range(DEEPEST):
+    for depth in range(1, DEEPEST + 1):
+        yield LONGEST**2 * len(level) * depth**2 // (MANY * DEEPEST**3 // 3)
         objects = [one for one in level if isinstance(one, dict)]
-        yield from map(_work, [one for one in objects if not _TELLING.isdisjoint(one)])
+        yield from chain.from_iterable(_works(one) for one in objects if not _TELLING.isdisjoint(one))
         lists = [one for one in level if isinstance(one, list)]
         inner = chain(*lists, *[one.values() for one in objects])
         level = [one for one in inner if isinstance(one, _WITHIN)]
@@ -69,24 +72,24 @@ def works(name: str, raw: bytes) -> Iterator[int]:
     raise BadRequest(f"Schemas of more than {DEEPEST} objects and arrays in each other hold up a server.", param=name)
 
 
-def _work(schema: dict[str, Any]) -> int:
-    found = (*map(schema.get, _PATTERNS), *_keys(schema.get("patternProperties")))
-    work = sum([max(_LEAST, written(one) ** 2) for one in found if isinstance(one, str)])
+def _works(schema: dict[str, Any]) -> Iterator[int]:
+    for one in (*map(schema.get, _PATTERNS), *_keys(schema.get("patternProperties"))):
+        if isinstance(one, str):
+            yield max(_LEAST, written(one) ** 2)
     if schema.get("minProperties") or schema.get("maxProperties"):
-        work += LONGEST**2 * len(_keys(schema.get("properties"))) ** 3 // WIDEST**3
-    return work
+        yield LONGEST**2 * len(_keys(schema.get("properties"))) ** 3 // WIDEST**3
 
 
 def _may_hold(name: str, members: Mapping[str, msgspec.Raw]) -> bool:
     """Whether to look closer. Of tools whose arguments nothing binds engines read the patterns at most; many a tool has
     a parameter of the name, which is no text; escapes may hide a letter."""
     raw = bytes(members[name])
-    if name == _OWN or (name != "tools" and len(raw) > DEEPEST) or (raw.find(b"\\u00") >= 0 and _ESCAPED(raw)):
+    if name != "tools" or (raw.find(b"\\u00") >= 0 and _ESCAPED(raw)):
         return True
     if any(map(_BEGINS, raw.split(b"pattern")[1:])):
         return True
     bound = bytes(members.get("tool_choice", b"null")) not in _FREE
-    return name == "tools" and (bound or any(map(_IS_TRUE, raw.split(b'"strict"')[1:])))
+    return bound or any(map(_BINDS, raw.split(b'"strict"')[1:]))
 
 
 def _keys(value: Any) -> list[str]:
