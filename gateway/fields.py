@@ -61,6 +61,7 @@ class Part(msgspec.Struct):
 class Message(msgspec.Struct, gc=False):
     role: str
     content: str | Turns[Part] | None = None
+    tools: Tools | None = None  # which SGLang adds to the request's
 
     def text(self) -> str:
         """The words of this message, media left out."""

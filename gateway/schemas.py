@@ -3,9 +3,9 @@
 An engine makes a pattern an automaton before it answers, and its steps grow with the square of what the pattern is when
 its repeats are written out. vLLM 0.32 does it in the process that serves all (2026-11-24): `.*a.{4000}b` in a schema's
 string held its streams up for 18 s, 20,000 nested groups ended it; llama.cpp's `((a{0,100}){0,100}){0,100}` has no end.
-With the cube grow the levels of a schema (xgrammar 0.2.8: 9.5 s for 400 objects in each other, 16 KB) and the
-properties beside a `minProperties` (1.4 s for 600). Values and names are cheap up to some 100 KB; of twice as many, as
-9,000 values of 20 letters, a vLLM compiled for 12 s, or over 40.
+With the cube grow the levels of a schema (xgrammar 0.2.8: 9.5 s for 400 objects in each other, 16 KB; 1.5 s for 80
+schemas of 45) and the properties beside a `minProperties` (1.4 s for 600). Values and names are cheap up to some
+100 KB; of twice as many, as 9,000 values of 20 letters, a vLLM compiled for 12 s, or over 40.
 """
 
 import re
@@ -23,6 +23,7 @@ LONGEST = 1000  # characters of a pattern, written out: one or two seconds; of s
 _WHOLE = 4 * LONGEST  # as it stands, where a class of any length counts as one character
 _LEAST = 100  # that any of them takes
 DEEPEST = 100  # objects and arrays in each other, two for each level of a schema
+MANY = 80  # so many that are as deep take about as long together, as each level takes the square of how deep it is
 WIDEST = 500  # properties beside a `minProperties`, whose cube takes about as long as the square of LONGEST
 VALUES = 100_000  # bytes of a member's fixed values and names of properties: 4,000 of 20 letters
 FIELD = "pattern"  # in a plan's `fields` it lets all of them pass
@@ -31,9 +32,10 @@ _HOLDERS = frozenset({_OWN, "response_format", "tools", "text", "output_config"}
 _PATTERNS = ("pattern", "regex", "whitespace_pattern")
 _VALUES = ("enum", "const", "choice", "grammar")
 _FREE = (b'"auto"', b'"none"', b"null")  # values of tool_choice that leave it to the model
-_TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{([0-9]*)(?:,([0-9]*))?\}|.", re.DOTALL)
+# A class without an end, which no engine reads, is one: else all that is behind each bracket would be looked through.
+_TOKEN = re.compile(r"\\.|\[[^\]\\]*+(?:\\.?[^\]\\]*+)*+(?:\]|\Z)|\{([0-9]*)(?:,([0-9]*))?\}|.", re.DOTALL)
 _BEGINS = re.compile(rb'Properties|"\s*:\s*"').match  # behind "pattern"
-_IS_TRUE = re.compile(rb"\s*:\s*true").match
+_BINDS = re.compile(rb"\s*:\s*+(?!false|null)").match  # behind "strict", which vLLM reads from 1 and "yes", too
 _ESCAPED = re.compile(rb"\\u00[4-7]").search  # letters, which may hide a name
 _decode, _encode = msgspec.json.Decoder(float_hook=float).decode, msgspec.json.encode
 
@@ -48,41 +50,43 @@ def refuse_patterns(request: ChatRequest, policy: Policy) -> None:
         raw = bytes(members[name])
         hidden = raw.find(b"\\u00") >= 0 and bool(_ESCAPED(raw))
         bound = name != "tools" or hidden or _binding(raw, members)
-        if name == _OWN or hidden or (bound and len(raw) > DEEPEST) or _may_have_patterns(raw):
+        if bound or _may_have_patterns(raw):
             _check(name, raw, bound)
 
 
 def _check(name: str, raw: bytes, bound: bool) -> None:
     """Raises BadRequest. Of tools whose arguments nothing binds (not `bound`) engines read the patterns at most."""
     work = fixed = 0
-    for schema in _objects(name, raw, bound):
-        work += sum([max(_LEAST, written(one) ** 2) for one in _patterns(schema)])
-        if bound:
-            work, fixed = work + _counting(schema), fixed + _fixed(schema)
+    for takes, spells in _found(name, raw, bound):
+        work, fixed = work + takes, fixed + spells
         if work > LONGEST**2:
             told = f"Patterns of more than {LONGEST} characters, repeats written out, hold up a model server"
-            more = "so do hundreds of properties beside minProperties or maxProperties"
+            more = "so do hundreds of properties beside minProperties or maxProperties, and dozens of deep schemas"
             raise BadRequest(f"{told}: shorten them, or give strings a maxLength instead; {more}.", param=name)
         if fixed > VALUES:
             told = f"Values and names in schemas of more than {VALUES} bytes hold up a model server: use fewer."
             raise BadRequest(told, param=name)
 
 
-def _objects(name: str, raw: bytes, bound: bool) -> Iterator[dict[str, Any]]:
-    """Those in the member `name`, the outer ones first. Raises BadRequest, if they bind also for too deep ones."""
+def _found(name: str, raw: bytes, bound: bool) -> Iterator[tuple[int, int]]:
+    """What is in the member `name`, the outer schemas first: how long it takes, in squares of a pattern's characters,
+    and the bytes of values and names. Raises BadRequest, if it is `bound` also for what is nested too deeply."""
     level = [_read(raw)]
     if name == _OWN and isinstance(level[0], dict):
         texts = map(level[0].get, ("json", "structural_tag"))
         level += [_read(text.encode()) for text in texts if isinstance(text, str)]
-    for depth in count():
+    for depth in count(1):
         level = [one for one in level if isinstance(one, (dict, list))]
         if not level:
             return
-        if bound and depth == DEEPEST:
+        if bound and depth > DEEPEST:
             told = f"Schemas of more than {DEEPEST} objects and arrays in each other hold up a model server."
             raise BadRequest(told, param=name)
         objects = [one for one in level if isinstance(one, dict)]
-        yield from objects
+        yield from ((max(_LEAST, written(one) ** 2), 0) for schema in objects for one in _patterns(schema))
+        if bound:
+            yield LONGEST**2 * len(level) * depth**2 // (MANY * DEEPEST**3 // 3), 0
+            yield from ((_counting(schema), _fixed(schema)) for schema in objects)
         level = [*chain(*[one for one in level if isinstance(one, list)], *[one.values() for one in objects])]
 
 
@@ -92,7 +96,7 @@ def _patterns(schema: dict[str, Any]) -> list[str]:
 
 
 def _counting(schema: dict[str, Any]) -> int:
-    """What it takes to count an object's properties, in squares of a pattern's characters."""
+    """How long it takes to count an object's properties."""
     if not (schema.get("minProperties") or schema.get("maxProperties")):
         return 0
     return LONGEST**2 * len(_keys(schema.get("properties"))) ** 3 // WIDEST**3
@@ -109,7 +113,7 @@ def _binding(raw: bytes, members: Mapping[str, msgspec.Raw]) -> bool:
     """Whether these tools bind what the model writes."""
     if bytes(members.get("tool_choice", b"null")) not in _FREE:
         return True
-    return any(map(_IS_TRUE, raw.split(b'"strict"')[1:]))
+    return any(map(_BINDS, raw.split(b'"strict"')[1:]))
 
 
 def _may_have_patterns(raw: bytes) -> bool:

@@ -166,9 +166,12 @@ def salt(caller: Caller, own: str | None) -> str:
 
 def refuse_links(request: ChatRequest) -> None:
     """Raises BadRequest for media by URL (`data:` URLs pass): a model server would fetch it from inside the network; by
-    uuid: it would take other callers' media for it, or this caller's for theirs; and for what is PRIVILEGED.
+    uuid: it would take other callers' media for it, or this caller's for theirs; for what is PRIVILEGED; and for
+    tools in a message, which nobody looks at here.
     """
     for i, message in enumerate(request.fields.messages or ()):
+        if message.tools:
+            raise BadRequest("A message has no tools here: send them in 'tools'.", param=f"messages[{i}].tools")
         if isinstance(message.content, list) and (j := _linked(message.content)) is not None:
             told = "Media must be sent inline, as a data: URL or a base64 source; no link, uuid, hash or prompt_embeds."
             place = f"messages[{i}].content[{j}]" if request.path == CHAT else request.dialect.prompt[-1]

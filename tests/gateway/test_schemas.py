@@ -1,6 +1,8 @@
 """Which schemas in a request hold up a model server, and which pass."""
 
+import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -69,11 +71,16 @@ REFUSED = {
     "a tool": tools({}, string(pattern=LONG)),
     "what may be left out, and repeats": format_of(string(pattern="((a{90})?{90})?")),
     "digits that are no engine's": format_of(string(pattern="(a{900}){\u0660}" * 2)),
+    "a short one alone": {"response_format": {"type": "regex", "regex": "(a{9999}){9999}"}},
     "white space": {"structured_outputs": {"json": {}, "whitespace_pattern": LONG}},
     "a deep one": format_of(nested(50, {})),
     "a deep one by other names": format_of({"anyOf": [{"items": nested(49, {"not": {"allOf": [{}]}})}]}),
     "a deep one of a tool that is to be called": {**tools(nested(50, {})), "tool_choice": "required"},
     "a deep one that binds": tools(nested(50, {}), strict=True),
+    "a deep one that binds by a word for true": tools(nested(50, {}), strict="yes"),
+    "a deep one that binds by a number for true": tools(nested(50, {}), strict=1),
+    "many deep ones": format_of({"anyOf": [nested(45, {})] * 120}),
+    "many deep ones of tools": {**tools(*[nested(45, {})] * 120), "tool_choice": "required"},
     "a deep one as text": {"structured_outputs": {"json": json.dumps(nested(51, {}))}},
     "a number of many properties": format_of(wide(WIDEST + 1, minProperties=1)),
     "at most so many of many": format_of({"items": wide(600, maxProperties=9)}),
@@ -97,9 +104,12 @@ PASS = {
     "a long choice": format_of(string(pattern=f"^({'|'.join(map(str, range(100, 300)))})$")),
     "a parameter of the name": tools(string(), {"properties": {"pattern": {"type": "string"}, "regex": {}}}),
     "what is none": format_of({"pattern": 5, "patternProperties": ["x"], "enum": ["pattern", None, 1e300]}),
-    "deep and wide ones": format_of(nested(40, wide(WIDEST, minProperties=1))),
+    "deep and wide ones": format_of(nested(40, wide(WIDEST - 50, minProperties=1))),
+    "several deep ones": format_of({"anyOf": [nested(45, {})] * 40}),
+    "tools by the hundred": {**tools(*[nested(4, wide(20))] * 500, strict=True), "tool_choice": "required"},
     "many properties": format_of(wide(3000)),
     "tools that bind nothing": {**tools(nested(50, {}), strict=False), "tool_choice": "auto"},
+    "a parameter that is named strict": tools(nested(50, {"enum": ["strict"], "strict": None})),
     "no constraint": {"structured_outputs": None, "response_format": None, "tools": None},
     "many values of tools that bind nothing": tools({"enum": MANY, "pattern": "a"}),
     "thousands of values": format_of({"properties": {"a": {"enum": MANY[:4000]}}}),
@@ -171,6 +181,7 @@ def test_the_other_dialects_schemas_are_looked_at_too(path: str, member: JSON) -
         ("a{0000000000500}", 500, 503),
         ("a{}{,}{x}", 1, 9),
         (")" * 9 + "(" * 9, 18, 18),
+        ("a{9}[(a{9}){9}", 10, 11),  # a class without an end, which no engine reads
         ("(" * 50_000, 1001, 1001),
         ("[" * 50_000, 1001, 1001),
         ("[" + "a" * 4000 + "]", 1001, 1001),  # too long to look through, whatever it says
@@ -181,3 +192,16 @@ def test_the_other_dialects_schemas_are_looked_at_too(path: str, member: JSON) -
 )
 def test_a_pattern_is_as_long_as_its_repeats_written_out(pattern: str, least: int, most: float) -> None:
     assert least <= written(pattern) <= most
+
+
+def test_to_look_at_open_brackets_takes_no_longer_than_at_letters() -> None:
+    def seconds(text: str) -> float:
+        names = [f"{i:04}{text * (3990 // len(text))}" for i in range(30)]
+        request = asked(format_of({"patternProperties": dict.fromkeys(names, True)}))
+        began = time.process_time()
+        with contextlib.suppress(BadRequest):
+            refuse_patterns(request, POLICY)
+        return time.process_time() - began
+
+    times = [(seconds("a"), seconds("["), seconds("[\\")) for _ in range(5)]
+    assert min(max(others) / usual for usual, *others in times) < 10

@@ -336,6 +336,15 @@ def test_media_by_link_are_refused_wherever_the_link_stands(piece: str) -> None:
     assert refusal.value.param == "messages[1].content[1]"
 
 
+def test_tools_of_a_message_are_refused_as_sglang_adds_them_to_the_request_s() -> None:
+    said = '{"messages":[{"role":"user","content":"a"},{"role":"System","content":"b","tools":%s}]}'
+    with pytest.raises(BadRequest) as refusal:
+        refuse_links(asked(said % '[{"type":"function","function":{"name":"f"}}]'))
+    assert refusal.value.param == "messages[1].tools"
+    for none in ("[]", "null"):
+        refuse_links(asked(said % none))
+
+
 @pytest.mark.parametrize(
     "piece",
     [
