@@ -55,7 +55,7 @@ async def try_strategies(policy: Policy, upstream: Upstream) -> Outcomes:
     rules, tier = policy.triage, policy.tiers[policy.triage.tier]
     found: dict[Strategy, str] = {}
     for strategy in get_args(Strategy):
-        served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine == "vllm")
+        served = strategy_of(rules, (strategy,)) == strategy and (strategy != "choice" or tier.engine != "openai")
         if served and "timeout" not in found.values():
             found[strategy] = await _outcome(policy, upstream, strategy)
     return found

@@ -27,42 +27,27 @@ def observe(
     request: ChatRequest, policy: Policy, load: Counts, standing: Standing = EVEN, waiting: Counts = EMPTY
 ) -> Facts:
     """The facts of a request; no prompt text. `load`: requests in flight, `waiting`: requests in the servers' queues,
-    both by tier.
-
-    Raises NotFound for an unknown model name, BadRequest for a wish that names no tier.
-    """
+    both by tier. Raises NotFound for an unknown model name, BadRequest for a wish that names no tier."""
     fields, caller = request.fields, request.caller
     wish, wished_by = wished(request, policy)
-    last, turns, context, vision = conversation(fields)
+    last, turns, context, vision, counted = conversation(fields)
     looks = score(fields, policy.table) if policy.scored and wish is None else None  # a wish goes before all rules
-    return Facts(  # in the order of its fields: twenty-six keywords would cost more than all of the rest
-        fields.model or "auto",
-        caller.name,
-        caller.plan,
-        DIALECTS[request.path].api,
-        wish,
-        wished_by,
-        len(last[0]) if len(last) == 1 else sum(map(len, last)),
-        turns,
-        context,
+    # In the order of its fields: twenty-seven keywords would cost more than all of the rest.
+    return Facts(
+        fields.model or "auto", caller.name, caller.plan, DIALECTS[request.path].api, wish, wished_by,
+        len(last[0]) if len(last) == 1 else sum(map(len, last)), turns, context,
         bool(fields.tools),
         fields.response_format is not None and fields.response_format.get("type") == "json_schema",
         vision,
+        counted > 0,
         signals(last, policy) if policy.watched_signals else NONE,
         watched(request, policy) if policy.watched_headers else EMPTY,
-        load,
-        waiting,
+        load, waiting,
         fields.max_completion_tokens or fields.max_tokens,
-        standing.budget_used,
-        standing.budget,
-        standing.budget_of,
-        standing.capped,
-        caller.own.may,
-        looks.value if looks else None,
-        looks.measures if looks else EMPTY,
-        request.chance,
-        standing.session,
-    )
+        standing.budget_used, standing.budget, standing.budget_of, standing.capped, caller.own.may,
+        looks.value if looks else None, looks.measures if looks else EMPTY,
+        request.chance, standing.session,
+    )  # fmt: skip
 
 
 def resolved(model: str, policy: Policy) -> str | None:
@@ -114,10 +99,10 @@ def watched(request: ChatRequest, policy: Policy) -> Mapping[str, str]:
     return {name: request.headers[name] for name in policy.watched_headers if name in request.headers}
 
 
-def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
+def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool, int]:
     """The user's own texts in its last message, or a completion's prompt, how many messages the user wrote (a prompt is
-    one), about how many tokens all of it takes (media left out, tools included), and whether it holds something to see.
-    """
+    one), about how many tokens all of it takes (media left out, tools included), whether it holds something to see, and
+    how many token ids."""
     last: Message | None = None
     turns, characters, further, counted, vision = 0, 0, 0, 0, False
     for message in fields.messages or ():
@@ -142,7 +127,7 @@ def conversation(fields: Fields) -> tuple[Sequence[str], int, int, bool]:
     if fields.tools:
         characters += sum(map(len, fields.tools))
     size = TOKENS_PER_CHARACTER * characters + TOKENS_PER_FURTHER_BYTE * further + counted
-    return said, turns if fields.messages else 1, int(size), vision
+    return said, turns if fields.messages else 1, int(size), vision, counted
 
 
 def ids(prompt: str | list[Any]) -> int:

@@ -182,7 +182,7 @@ _READY = _object(
 )  # fmt: skip
 _OFTEN: dict[str, tuple[str, JSON, JSON]] = {
     "/health": ("Is the process alive?", _json(_object("status", status={"const": "ok"})), {}),
-    "/ready": ("Can it serve? 503: it leaves", _json(_READY), {}),
+    "/ready": ("Can it serve?", _json(_READY), {}),
     "/metrics": ("Metrics in Prometheus' format", _PLAIN, {}),
     "/v1/key": ("What may the key that asks do, and what is left of that?", _json(_KEY), KEYED),
     "/v1/models": ("The names that `model` may have", _json(_MODELS), KEYED),
@@ -224,8 +224,9 @@ def described(app: FastAPI, shapes: Sequence[type]) -> None:
 def _document(app: FastAPI, shapes: Sequence[type]) -> JSON:
     """What there is to say of FastAPI's routes, and of all others."""
     told = get_openapi(title=app.title, version=app.version, routes=app.routes)
-    told["paths"] |= {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
-    told["paths"] |= {path: {"post": _post(*about)} for path, about in _SPOKEN.items()}
+    often = {path: {"get": _get(*about)} for path, about in _OFTEN.items()}
+    often["/ready"]["get"]["responses"]["503"] = {"description": "The same, where it leaves", "content": _json(_READY)}
+    told["paths"] = {path: {"post": _post(*about)} for path, about in _SPOKEN.items()} | often | told["paths"]
     named = msgspec.json.schema_components(shapes, ref_template="#/components/schemas/{name}")[1]
     told["components"]["schemas"] |= {name: one | {"description": _plain(one)} for name, one in named.items()}
     schemes = told["components"]["securitySchemes"]

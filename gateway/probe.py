@@ -85,7 +85,7 @@ class Probe:
 
     async def _up(self, tier: Tier) -> list[str]:
         """The replicas that answer /health. Those of a hosted API are not asked every few seconds, and count as up."""
-        if tier.engine != "vllm":
+        if tier.engine == "openai":
             return list(tier.replicas)
         alive = await asyncio.gather(*map(self._alive, tier.replicas))
         return [url for url, answers in zip(tier.replicas, alive, strict=True) if answers]

@@ -3,13 +3,14 @@
 An engine makes a pattern an automaton before it answers, and its steps grow with the square of what the pattern is when
 its repeats are written out. vLLM 0.32 does it in the process that serves all (2026-11-24): `.*a.{4000}b` in a schema's
 string held its streams up for 18 s, 20,000 nested groups ended it; llama.cpp's `((a{0,100}){0,100}){0,100}` has no end.
-With the cube grow the levels of a schema (xgrammar 0.2.8: 9.5 s for 400 objects in each other, 16 KB; 1.5 s
-for 80 schemas of 45) and the properties beside a `minProperties` (1.4 s for 600).
+With the cube grow the levels of a schema (xgrammar 0.2.8: 9.5 s for 400 objects in each other, 16 KB; 1.5 s for 80
+schemas of 45) and the properties beside a `minProperties` (1.4 s for 600). Values and names are cheap up to some
+100 KB; of twice as many, as 9,000 values of 20 letters, a vLLM compiled for 12 s, or over 40.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import accumulate, chain
+from itertools import chain, count
 from typing import Any
 
 import msgspec
@@ -24,20 +25,20 @@ _LEAST = 100  # that any of them takes
 DEEPEST = 100  # objects and arrays in each other, two for each level of a schema
 MANY = 80  # so many that are as deep take about as long together, as each level takes the square of how deep it is
 WIDEST = 500  # properties beside a `minProperties`, whose cube takes about as long as the square of LONGEST
+VALUES = 100_000  # bytes of a member's fixed values and names of properties: 4,000 of 20 letters
 FIELD = "pattern"  # in a plan's `fields` it lets all of them pass
 _OWN = "structured_outputs"  # vLLM's, which may hold schemas as text
 _HOLDERS = frozenset({_OWN, "response_format", "tools", "text", "output_config"})
 _PATTERNS = ("pattern", "regex", "whitespace_pattern")
-_TELLING = frozenset((*_PATTERNS, "patternProperties", "minProperties", "maxProperties"))
-_WITHIN = (dict, list)
+_VALUES = ("enum", "const", "choice", "grammar")
 # Values of tool_choice that leave it to the model, the last two of Anthropic's SDKs.
 _FREE = (b'"auto"', b'"none"', b"null", b'{"type":"auto"}', b'{"type": "auto"}')
 # A class without an end, which no engine reads, is one: else all that is behind each bracket would be looked through.
 _TOKEN = re.compile(r"\\.|\[[^\]\\]*+(?:\\.?[^\]\\]*+)*+(?:\]|\Z)|\{([0-9]*)(?:,([0-9]*))?\}|.", re.DOTALL)
 _BEGINS = re.compile(rb'Properties|"\s*:\s*"').match  # behind "pattern"
 _BINDS = re.compile(rb"\s*:\s*+(?!false|null)").match  # behind "strict", which vLLM reads from 1 and "yes", too
-_ESCAPED = re.compile(rb"\\u00[4-7]").search
-_decode = msgspec.json.Decoder(float_hook=float).decode
+_ESCAPED = re.compile(rb"\\u00[4-7]").search  # letters, which may hide a name
+_decode, _encode = msgspec.json.Decoder(float_hook=float).decode, msgspec.json.encode
 
 
 def refuse_patterns(request: ChatRequest, policy: Policy) -> None:
@@ -47,50 +48,78 @@ def refuse_patterns(request: ChatRequest, policy: Policy) -> None:
     if _HOLDERS.isdisjoint(members) or FIELD in policy.callers.plans[request.caller.plan].fields:
         return
     for name in _HOLDERS.intersection(members):
-        found = works(name, bytes(members[name])) if _may_hold(name, members) else ()
-        if any(total > LONGEST**2 for total in accumulate(found)):
+        raw = bytes(members[name])
+        hidden = raw.find(b"\\u00") >= 0 and bool(_ESCAPED(raw))
+        bound = name != "tools" or hidden or _binding(raw, members)
+        if bound or _may_have_patterns(raw):
+            _check(name, raw, bound)
+
+
+def _check(name: str, raw: bytes, bound: bool) -> None:
+    """Raises BadRequest. Of tools whose arguments nothing binds (not `bound`) engines read the patterns at most."""
+    work = fixed = 0
+    for takes, spells in _found(name, raw, bound):
+        work, fixed = work + takes, fixed + spells
+        if work > LONGEST**2:
             told = f"Patterns of more than {LONGEST} characters, repeats written out, hold up a model server"
             more = "so do hundreds of properties beside minProperties or maxProperties, and dozens of deep schemas"
             raise BadRequest(f"{told}: shorten them, or give strings a maxLength instead; {more}.", param=name)
+        if fixed > VALUES:
+            told = f"Values and names in schemas of more than {VALUES} bytes hold up a model server: use fewer."
+            raise BadRequest(told, param=name)
 
 
-def works(name: str, raw: bytes) -> Iterator[int]:
-    """What each schema in the member `name` takes, in squares of a pattern's characters. Raises BadRequest, also for
-    what is nested too deeply."""
+def _found(name: str, raw: bytes, bound: bool) -> Iterator[tuple[int, int]]:
+    """What is in the member `name`, the outer schemas first: how long it takes, in squares of a pattern's characters,
+    and the bytes of values and names. Raises BadRequest, if it is `bound` also for what is nested too deeply."""
     level = [_read(raw)]
     if name == _OWN and isinstance(level[0], dict):
         texts = map(level[0].get, ("json", "structural_tag"))
         level += [_read(text.encode()) for text in texts if isinstance(text, str)]
-    for depth in range(1, DEEPEST + 1):
-        yield LONGEST**2 * len(level) * depth**2 // (MANY * DEEPEST**3 // 3)
-        objects = [one for one in level if isinstance(one, dict)]
-        yield from chain.from_iterable(_works(one) for one in objects if not _TELLING.isdisjoint(one))
-        lists = [one for one in level if isinstance(one, list)]
-        inner = chain(*lists, *[one.values() for one in objects])
-        level = [one for one in inner if isinstance(one, _WITHIN)]
+    for depth in count(1):
+        level = [one for one in level if isinstance(one, (dict, list))]
         if not level:
             return
-    raise BadRequest(f"Schemas of more than {DEEPEST} objects and arrays in each other hold up a server.", param=name)
+        if bound and depth > DEEPEST:
+            told = f"Schemas of more than {DEEPEST} objects and arrays in each other hold up a model server."
+            raise BadRequest(told, param=name)
+        objects = [one for one in level if isinstance(one, dict)]
+        yield from ((max(_LEAST, written(one) ** 2), 0) for schema in objects for one in _patterns(schema))
+        if bound:
+            yield LONGEST**2 * len(level) * depth**2 // (MANY * DEEPEST**3 // 3), 0
+            yield from ((_counting(schema), _fixed(schema)) for schema in objects)
+        level = [*chain(*[one for one in level if isinstance(one, list)], *[one.values() for one in objects])]
 
 
-def _works(schema: dict[str, Any]) -> Iterator[int]:
-    for one in (*map(schema.get, _PATTERNS), *_keys(schema.get("patternProperties"))):
-        if isinstance(one, str):
-            yield max(_LEAST, written(one) ** 2)
-    if schema.get("minProperties") or schema.get("maxProperties"):
-        yield LONGEST**2 * len(_keys(schema.get("properties"))) ** 3 // WIDEST**3
+def _patterns(schema: dict[str, Any]) -> list[str]:
+    found = (*map(schema.get, _PATTERNS), *_keys(schema.get("patternProperties")))
+    return [one for one in found if isinstance(one, str)]
 
 
-def _may_hold(name: str, members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether to look closer. Of tools whose arguments nothing binds engines read the patterns at most; many a tool has
-    a parameter of the name, which is no text; escapes may hide a letter."""
-    raw = bytes(members[name])
-    if name != "tools" or (raw.find(b"\\u00") >= 0 and _ESCAPED(raw)):
+def _counting(schema: dict[str, Any]) -> int:
+    """How long it takes to count an object's properties."""
+    if not (schema.get("minProperties") or schema.get("maxProperties")):
+        return 0
+    return LONGEST**2 * len(_keys(schema.get("properties"))) ** 3 // WIDEST**3
+
+
+def _fixed(schema: dict[str, Any]) -> int:
+    """Bytes of the values and names that stand in it."""
+    values = [schema[name] for name in _VALUES if name in schema]
+    values += [names] if (names := _keys(schema.get("properties"))) else []
+    return len(_encode(values)) if values else 0
+
+
+def _binding(raw: bytes, members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether these tools bind what the model writes."""
+    if bytes(members.get("tool_choice", b"null")) not in _FREE:
         return True
-    if any(map(_BEGINS, raw.split(b"pattern")[1:])):
-        return True
-    bound = bytes(members.get("tool_choice", b"null")) not in _FREE
-    return bound or any(map(_BINDS, raw.split(b'"strict"')[1:]))
+    return any(map(_BINDS, raw.split(b'"strict"')[1:]))
+
+
+def _may_have_patterns(raw: bytes) -> bool:
+    """Many a tool has a parameter of the name, which is no text."""
+    return any(map(_BEGINS, raw.split(b"pattern")[1:]))
 
 
 def _keys(value: Any) -> list[str]:

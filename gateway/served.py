@@ -46,7 +46,7 @@ class Served:
     async def look(self) -> None:
         """Asks each server once; of one that tells nothing, what it told before stays."""
         tiers = self._policy().tiers
-        asked = [(name, tier, url) for name, tier in tiers.items() if tier.engine == "vllm" for url in tier.replicas]
+        asked = [(name, tier, url) for name, tier in tiers.items() if tier.engine != "openai" for url in tier.replicas]
         replies = await asyncio.gather(*(self._ask(url, tier) for _, tier, url in asked))
         before, keys = self._found, [(name, tier.model, url) for name, tier, url in asked]
         known = [(key, reply or before.get(key)) for key, reply in zip(keys, replies, strict=True)]

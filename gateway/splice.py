@@ -102,7 +102,7 @@ def changes(request: ChatRequest, tier: Tier, plan: Plan) -> Changes:
         if name != "chat_template_kwargs":
             key = dialect.names.get(name, name)
             found |= _default(request, key, default, withheld=key in found)
-    if tier.engine == "vllm":
+    if tier.engine != "openai":
         found["cache_salt"] = _encode(salt(request.caller, request.fields.cache_salt))
     found |= _template_kwargs(request, tier, plan)
     if request.fields.stream and dialect.answers.usage_on_request:

@@ -16,7 +16,7 @@ from gateway.http1 import TransportError
 from gateway.policy import Policy, Prompt, Tier, Triage
 from gateway.splice import NOTHING, changes
 from gateway.turns import judged_part, pieces
-from gateway.types import Caller, ChatRequest, Strategy, Verdict
+from gateway.types import BARE, Caller, ChatRequest, Strategy, Verdict
 from gateway.upstream import TriageResponse, Upstream
 from gateway.verdict import LabelFormat, LabelReader, decisions_verdict, label_format
 
@@ -126,7 +126,7 @@ def question_by(request: ChatRequest, policy: Policy, strategy: Strategy, text: 
     deciding = strategy == "decisions"
     whole = rules.layout == "suffix" and request.path == CHAT and not cut and not deciding
     # OpenAI's own decisions endpoint refuses members that it does not know.
-    bare = deciding and policy.tiers[rules.tier].engine != "vllm"
+    bare = deciding and policy.tiers[rules.tier].engine == "openai"
     members, tools = (b"", False) if bare else _shared(request, policy, whole)
     if whole:
         return Question(template, b'{%b"messages":%b' % (members, said[:-1]), template.endings[tools], cut)
@@ -142,7 +142,7 @@ def strategy_of(rules: Triage, able: Collection[str]) -> Strategy:
     if rules.strategy != "auto":
         return rules.strategy
     thoughtful = rules.prompts[rules.prompt].before is not None
-    fit = (s for s in get_args(Strategy) if s in able and not (thoughtful and s in ("choice", "decisions")))
+    fit = (s for s in get_args(Strategy) if s in able and not (thoughtful and s in BARE))
     return cast("Strategy", next(fit, PORTABLE))
 
 
@@ -194,7 +194,7 @@ def _usual(whose: tuple[str, str], path: str, chosen: bool, whole: bool, policy:
 
 def _text(shared: Mapping[str, bytes], policy: Policy, whole: bool) -> tuple[bytes, bool]:
     tier = policy.tiers[policy.triage.tier]
-    fixed = () if tier.engine == "vllm" else tier.set  # these are in the template already
+    fixed = () if tier.engine != "openai" else tier.set  # these are in the template already
     names = [name for name in shared if name not in fixed and (whole or name == "cache_salt")]
     return b"".join([b'"%b":%b,' % (name.encode(), shared[name]) for name in names]), "tools" in shared
 
@@ -207,7 +207,7 @@ def _given(request: ChatRequest, policy: Policy) -> dict[str, bytes]:
     for name in SHARED:
         if value := edits[name] if name in edits else request.body.raw(name):
             found[name] = value
-    if tier.engine == "vllm":
+    if tier.engine != "openai":
         found["chat_template_kwargs"] = _unthinking(found.get("chat_template_kwargs"))
     return found
 
@@ -234,7 +234,7 @@ def _chat(strategy: Strategy, told: str, policy: Policy) -> tuple[bytes, bytes, 
     opening = b'"messages":[{"role":"system","content":%b},{"role":"user","content":' % _encode(system)
     asked = b',{"role":"user","content":%b}],' % _encode(told)
     plain, tools = _form(strategy, policy, tools=False), _form(strategy, policy, tools=True)
-    vllm = policy.tiers[policy.triage.tier].engine == "vllm"
+    vllm = policy.tiers[policy.triage.tier].engine != "openai"
     quiet = {"chat_template_kwargs": QUIET} if vllm else {}
     endings = asked + _encode(plain)[1:], asked + _encode(tools)[1:]
     return opening, b"}]," + _encode(plain | quiet)[1:], endings
@@ -243,10 +243,10 @@ def _chat(strategy: Strategy, told: str, policy: Policy) -> tuple[bytes, bytes, 
 def _form(strategy: Strategy, policy: Policy, *, tools: bool) -> dict[str, Any]:
     """The request's other members: no sampling, one label as the answer, and log-probabilities of each token."""
     tier, prompt = policy.tiers[policy.triage.tier], policy.triage.prompts[policy.triage.prompt]
-    form: dict[str, Any] = {} if tier.engine == "vllm" else dict(tier.set)
+    form: dict[str, Any] = {} if tier.engine != "openai" else dict(tier.set)
     lengths = [name for name in LENGTHS if form.pop(name, None) is not None] or ["max_tokens"]  # a server may know one
     form |= {"model": tier.model, "temperature": 0, lengths[-1]: prompt.tokens}
-    if tier.engine == "vllm" or not tools:  # llama.cpp streams no log-probabilities where there are tools
+    if tier.engine != "openai" or not tools:  # llama.cpp streams no log-probabilities where there are tools
         form |= {"stream": True, "stream_options": {"include_usage": True}}
     if strategy != "json":
         form |= {"logprobs": True, "top_logprobs": TOP}

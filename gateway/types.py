@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from gateway.trace import Trace
 Headers = list[tuple[bytes, bytes]]
 Label = Literal["simple", "complex"]
 Strategy = Literal["choice", "decisions", "json_logprobs", "json"]  # the better ones first (triage.py)
+BARE: Collection[Strategy] = ("choice", "decisions")  # their answer is a label alone, with no thought before it
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
 
@@ -169,6 +170,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     tools: bool = False
     json_schema: bool = False
     vision: bool = False
+    token_ids: bool = False
     signals: frozenset[str] = frozenset()
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     load: Mapping[str, int] = msgspec.field(default_factory=dict)

@@ -112,7 +112,7 @@ def booked(lines: Iterable[Line]) -> Booked | None:
 
 def logged(lines: Iterable[bytes]) -> list[Line]:
     """What the exchanges that these lines of a log tell of come to; their callers are told by name. What a collector
-    wrote before an exchange, such as the name of its pod, is passed over, and so are lines of other kinds, and an
+    wrote before an exchange, such as the labels of its pod, is passed over, and so are lines of other kinds, and an
     exchange for which nobody paid."""
     sums: dict[tuple[str, str, str, str, bool], list[int]] = {}
     for line in lines:
@@ -129,7 +129,7 @@ def logged(lines: Iterable[bytes]) -> list[Line]:
 
 def _read(line: bytes) -> Logged | None:
     try:
-        return _LOGGED.decode(line[line.find(b"{") :])
+        return _LOGGED.decode(line[line.find(b'{"') :])
     except UNREADABLE:
         return None
 

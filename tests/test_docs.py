@@ -242,7 +242,7 @@ FIXED = {
     "a body's contents": (body.MAX_VALUES, fields.MAX_MESSAGES, fields.MAX_TOOLS, body.MAX_MEMBERS, 400),
     "a member": (fields.MAX_OPTION >> 10, fields.MAX_LIST >> 10, 400),
     "patterns of schemas (`pattern`, `patternProperties`, `structured_outputs.regex`)": (schemas.LONGEST, 400),
-    "other schemas that hold up all": (schemas.DEEPEST, schemas.WIDEST, 400),
+    "other schemas that hold up all": (schemas.DEEPEST, schemas.MANY, schemas.WIDEST, schemas.VALUES, 400),
     "a request's work": (fields.MAX_CHOICES, fields.MAX_PROMPTS, fields.MAX_TOKENS, 400),
     "an answer that is remembered": (entry.LONGEST >> 20, memory.CACHE_BYTES >> 20),
     "a policy": (load.MAX_DEPTH, load.MAX_NODES, admin_policy.LONGEST >> 20),

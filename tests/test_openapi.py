@@ -2,10 +2,12 @@
 
 import json
 import secrets
+import signal
 from collections.abc import Iterator
 from typing import Any
 from urllib.request import urlopen
 
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -13,7 +15,8 @@ from hypothesis.strategies import SearchStrategy
 from schemathesis import checks
 
 from gateway.dialects import DIALECTS
-from loadtest.servers import Sim, running
+from loadtest.servers import Sim, running, until
+from tests.gateway.test_server import told as ready
 from tests.test_sdks import POLICY
 
 ADMIN = secrets.token_hex(32)
@@ -37,6 +40,7 @@ def url(flash_server: Sim, pro_server: Sim) -> Iterator[str]:
 def test_no_request_is_answered_otherwise_than_the_document_says(url: str, flash: Sim, pro: Sim) -> None:
     document = schemathesis.openapi.from_url(url + "/openapi.json")
     operations: list[Any] = [found.ok() for found in document.get_all_operations()]  # type: ignore[union-attr]
+    assert operations[0].path == "/v1/chat/completions"  # /docs lists them in this order
     answered: set[str] = set()
 
     def ask(case: Any) -> None:
@@ -77,3 +81,14 @@ def test_what_we_say_ourselves_has_a_form_as_far_as_a_client_reads_it(url: str) 
     for ways in (sides, sides["properties"]["otherwise"]):
         assert ways["additionalProperties"] == {"$ref": "#/components/schemas/Way"}
     assert "tier" in shapes["Way"]["properties"]
+
+
+def test_who_leaves_says_so_as_the_document_has_it(flash_server: Sim, pro_server: Sim) -> None:
+    with running(POLICY, [flash_server, pro_server], DRAIN_WAIT="60") as (url, process):
+        told = json.loads(urlopen(url + "/openapi.json").read())["paths"]["/ready"]["get"]["responses"]
+        port = int(url.rpartition(":")[2])
+        for status in (200, 503):
+            until(lambda: ready(port)[0] == status)  # noqa: B023  called at once
+            jsonschema.validate(ready(port)[1], told[str(status)]["content"]["application/json"]["schema"])
+            process.send_signal(signal.SIGTERM)
+        process.kill()

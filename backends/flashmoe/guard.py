@@ -58,7 +58,7 @@ class Guard:
 
     def look(self, layer: int, skipped: Tensor, whole: Tensor) -> None:
         """Compares a layer's outputs [N, H] with and without skipping, for the same hidden states."""
-        self.watch(f"layer {layer}", distance(squares(skipped, whole)))
+        self.watch(f"layer {layer}", distance(skipped - whole, whole))
 
     def watch(self, gauge: str, value: float) -> None:
         """Adds a value to a gauge's moving average."""
@@ -101,21 +101,15 @@ class Guard:
         return max((self.means.get(gauge, 0.0) / most for gauge, most in bounds), default=0.0)
 
 
-def squares(skipped: Tensor, whole: Tensor) -> Tensor:
-    """The squared norms of each token's difference and of its `whole`: [2, N] fp32, from outputs [N, H]."""
-    norms = [torch.linalg.vector_norm(each, dim=1, dtype=torch.float32) for each in (skipped - whole, whole)]
-    return torch.stack(norms).square()
-
-
-def distance(squared: Tensor) -> float:
-    """The mean of the tokens' relative errors, from what `squares` gave or from a sum of such. Tokens whose outputs are
-    both 0, as padding's, are left out; 0 if there are no others.
+def distance(apart: Tensor, whole: Tensor) -> float:
+    """The mean of the tokens' relative errors: `apart` [N, H], by which they differ from their outputs `whole` [N, H].
+    Tokens of which both are 0, as padding's, are left out; 0 if there are no others.
 
     Each token counts alike, as the norms of a few, attention's sinks, are hundreds of times those of the others.
     """
-    apart, size = squared
-    errors = torch.where(apart == 0, 0, apart / size).sqrt()
-    real = (apart + size != 0).sum().clamp(min=1)
+    off, size = (torch.linalg.vector_norm(each, dim=1, dtype=torch.float32) for each in (apart, whole))
+    errors = torch.where(off == 0, 0, off / size)
+    real = (off + size != 0).sum().clamp(min=1)
     return (errors.sum() / real).item()
 
 

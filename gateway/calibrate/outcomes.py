@@ -93,15 +93,19 @@ def examples(records: Sequence[Recorded], agree: float = GOOD, without: Collecti
     tier's answer the first tier's counts as good. Outcomes of the sources `without` are left out. Where verdicts were
     asked for, decisions without one are `fixed`. Raises RecordError."""
     kept = [replace(one, outcome=None) if one.outcome and one.outcome.source in without else one for one in records]
-    whoever = {one.outcome.source for one in kept if one.outcome and tells_of_another(one)}
+    whoever = judging_whoever(kept)
     asked = any(one.verdict for one in kept)
     return [found for one in kept if (found := example(one, agree, whoever, asked))]
 
 
-def tells_of_another(one: Recorded) -> bool:
-    """Whether the outcome tells how good the first tier's answer was, though another tier answered."""
-    first = one.seen.tiers[0] if one.seen and one.seen.tiers else ""
-    return one.outcome is not None and first in one.outcome.tiers and first != (one.tier or one.route.tier)
+def judging_whoever(records: Sequence[Recorded]) -> set[str]:
+    """The sources that mostly tell how good the first tier's answer was where another tier answered."""
+    told: dict[str, list[bool]] = {}
+    for one in records:
+        first = one.seen.tiers[0] if one.seen and one.seen.tiers else ""
+        if one.outcome and first and first != (one.tier or one.route.tier):
+            told.setdefault(one.outcome.source, []).append(first in one.outcome.tiers)
+    return {source for source, each in told.items() if sum(each) > len(each) / 2}
 
 
 def example(one: Recorded, agree: float, whoever: Collection[str] = (), asked: bool = False) -> Example | None:

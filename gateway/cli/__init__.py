@@ -1,5 +1,6 @@
 """tiergate: the command line."""
 
+import codecs
 import io
 import sys
 from typing import Annotated, Any
@@ -79,7 +80,15 @@ def tiergate(
     """One OpenAI-compatible endpoint in front of a fast and a strong model."""
 
 
+def spelt(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be printed, as JSON has it."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)), error.end
+
+
 def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names in another script must not end a command
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("spelt", spelt)
+        sys.stdout.reconfigure(errors="spelt")
     app(prog_name="tiergate")

@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,13 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from gateway.cli.output import Json, unlogged
-from gateway.cli.settings import InvalidSettings, read_settings, variable
+from gateway.cli.settings import InvalidSettings, misspelt, read_settings, variable
 from gateway.doctor import Finding, Level, error, examine, warning
 from gateway.policy import packaged
-from gateway.settings import Settings
 
 AS_SERVE = typer.Option(help="As for `serve`.")
-ALIKE = 0.8  # of what two names have in common, from 0 to 1
 MARKS: dict[Level, str] = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[bold red]error[/]  "}
 
 
@@ -55,20 +52,9 @@ def findings(flags: dict[str, object]) -> list[Finding]:
     except InvalidSettings as wrong:
         found = [mistake(variable(name), told) for name, told in wrong.problems.items()]
         settings = read_settings(flags, wrong.problems)
-    found += misspelt(os.environ)
+    found += [warning("settings", told, f"{meant}, if that is meant") for told, meant in misspelt(os.environ)]
     with unlogged():
         return found + asyncio.run(examine(settings, settings.policy or packaged(), os.environ))
-
-
-def misspelt(names: Iterable[str]) -> list[Finding]:
-    """A warning for each variable that is spelt nearly as a setting. Other unknown ones may be meant for somebody else,
-    such as those that Kubernetes sets.
-    """
-    known = [*map(variable, Settings.model_fields), "GATEWAY_URL"]
-    near = {name: get_close_matches(name.upper(), known, 1, ALIKE) for name in names if name.upper() not in known}
-    return [
-        warning("settings", f"{name} is no setting", f"{one[0]}, if that is meant") for name, one in near.items() if one
-    ]
 
 
 def mistake(name: str, told: str) -> Finding:

@@ -20,7 +20,7 @@ import uvicorn
 
 from gateway.app import NoKeys, across_origins, create_app, open_to_everyone
 from gateway.certificate import loaded
-from gateway.cli.settings import InvalidSettings, read_settings
+from gateway.cli.settings import InvalidSettings, misspelt, read_settings
 from gateway.embedded import NotInstalled, embedded
 from gateway.errors import Overloaded
 from gateway.keyfile import KeyFile
@@ -72,6 +72,8 @@ def serve(  # noqa: PLR0913, PLR0917  each is a flag
         settings = read_settings(flags)
     except InvalidSettings as error:
         stop(str(error))
+    for told, meant in misspelt(os.environ):
+        typer.echo(f"{told}; {meant}, if that is meant", err=True)
     _loop(run(settings) if settings.workers == 1 else supervise(settings))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -14,6 +15,7 @@ from gateway.store import where
 
 config = typer.Typer(no_args_is_help=True)
 SECRET = {"api_key", "admin_key"}
+ALIKE = 0.8  # of what two names have in common, from 0 to 1
 
 
 class InvalidSettings(Exception):
@@ -47,6 +49,15 @@ def read_settings(flags: Mapping[str, object], without: Iterable[str] = ()) -> S
         raise InvalidSettings(
             {str(one["loc"][0]): one["msg"].removeprefix("Value error, ") for one in error.errors(include_input=False)}
         ) from None
+
+
+def misspelt(names: Iterable[str]) -> list[tuple[str, str]]:
+    """What to tell of each variable that is spelt nearly as a setting, and that setting. Others may be meant
+    for somebody else, such as those that Kubernetes sets.
+    """
+    known = [*map(variable, Settings.model_fields), "GATEWAY_URL"]
+    near = {name: get_close_matches(name.upper(), known, 1, ALIKE) for name in names if name.upper() not in known}
+    return [(f"{name} is no setting", one[0]) for name, one in near.items() if one]
 
 
 def merged(settings: Settings, environment: Mapping[str, str]) -> list[Setting]:

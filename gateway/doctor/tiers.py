@@ -42,7 +42,7 @@ async def _ask(client: Client, url: str, tier: Tier, env: Mapping[str, str]) -> 
     origin, lines = Origin.parse(url), ["accept: */*", *key_lines(tier, env)]
     try:
         listed = await fetch(client, origin, "GET /v1/models", LIMITS, *lines)
-        metrics = await fetch(client, origin, "GET /metrics", LIMITS, *lines) if tier.engine == "vllm" else None
+        metrics = await fetch(client, origin, "GET /metrics", LIMITS, *lines) if tier.engine != "openai" else None
     except TransportError as wrong:
         return str(wrong).removeprefix(f"no connection to {origin.authority}: ")
     told = metrics.body.decode("utf-8", "replace") if metrics and metrics.status == 200 else None
@@ -75,7 +75,7 @@ def serving(policy: Policy, replies: Mapping[tuple[str, str], Replied | str]) ->
     for (name, url), reply in replies.items():
         tier = policy.tiers[name]
         if not isinstance(reply, str) and reply.status not in NO_KEY:
-            found += [(name, url)] if tier.engine != "vllm" or tier.model in reply.models else []
+            found += [(name, url)] if tier.engine == "openai" or tier.model in reply.models else []
     return found
 
 
@@ -87,7 +87,7 @@ def _server(url: str, tier: Tier, reply: Replied | str) -> list[Finding]:
     if reply.status in NO_KEY:
         fix = f"correct {tier.api_key_env}" if tier.api_key_env else "name its key's variable in `api_key_env`"
         return [error("", f"{url} refuses us ({reply.status})", fix)]
-    if tier.engine != "vllm" and tier.model not in reply.models:
+    if tier.engine == "openai" and tier.model not in reply.models:
         told = f"{url} does not list {tier.model} ({reply.status}): whether it serves it is not known"
         return [warning("", told, "some servers list other models than they serve; ask it, or correct `model`")]
     if reply.status != 200:
@@ -108,14 +108,18 @@ def _context(url: str, tier: Tier, reply: Replied) -> list[Finding]:
 
 
 def _metrics(url: str, tier: Tier, reply: Replied) -> list[Finding]:
-    if tier.engine != "vllm":
+    if tier.engine == "openai":
         return []
     if reply.metrics is None:
         told = f"{url}/metrics does not answer: its queue is not known to rules and balancing"
         fix = "let /metrics through (SGLang: --enable-metrics), or say `engine: openai` of what is neither it nor vLLM"
         return [warning("", told, fix)]
+    if reply.metrics.issuperset(SGLANG):
+        told = f"{url} is SGLang: a prompt of token ids outside of its vocabulary ends it for all"
+        undecided = tier.engine == "vllm" and tier.can.token_ids is None
+        return [warning("", told, "say `engine: sglang`, and none is sent to it")] if undecided else []
     missing: Sequence[str] = [metric for metric in METRICS if metric not in reply.metrics]
-    if not missing or reply.metrics.issuperset(SGLANG):
+    if not missing:
         return []
     told = f"{url}/metrics lacks {', '.join(missing)}"
     return [warning("", told, "vLLM 0.12 or newer has them, without --disable-log-stats")]

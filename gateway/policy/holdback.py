@@ -1,5 +1,6 @@
 """Whose answers are kept back at first, and what makes their start too weak to be let out?"""
 
+from dataclasses import fields
 from typing import Annotated
 
 from pydantic import Field
@@ -29,14 +30,18 @@ class Weak:
     empty: Annotated[bool, Field(description="it ended without content or a tool call")] = False
 
     def __post_init__(self) -> None:
-        found = (self.refusal, self.refusal_words, self.repetition, self.schema_violation, self.empty)
-        if not self.figures and not any(found):
+        if not (self.figures or self.refusal_words or self.seen):
             raise ValueError("give at least one sign")
 
     @property
     def figures(self) -> bool:
         """Whether the servers must tell log-probabilities."""
         return self.mean_logprob is not None or self.margin is not None
+
+    @property
+    def seen(self) -> list[str]:
+        """The signs that are looked for and have no bound."""
+        return [one.name for one in fields(self) if getattr(self, one.name) is True]
 
 
 @section
@@ -55,7 +60,6 @@ class Holdback:
         """An identifier of what is looked at in a start: equal for rules that differ only in the bounds of its
         figures."""
         when = self.escalate_when
-        signs = [name for name in ("refusal", "repetition", "schema_violation", "empty") if getattr(when, name)]
         words = fingerprint("\n".join(when.refusal_words)) if when.refusal_words else ""
-        told = [*signs, *(["words " + words] if words else []), *(["figures"] if when.figures else [])]
+        told = [*when.seen, *(["words " + words] if words else []), *(["figures"] if when.figures else [])]
         return f"{self.tokens} tokens or {self.wait:g} s: {', '.join(told)}"

@@ -81,6 +81,8 @@ def told(value: object) -> str:
         return str(value).lower()
     if isinstance(value, frozenset):
         return ", ".join(sorted(value)) or "none"
+    if isinstance(value, float):
+        return str(round(value, 4))
     return "not given" if value is None else str(value)
 
 

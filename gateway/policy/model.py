@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from gateway.dialects import Api
 from gateway.policy.prompts import Prompt
 from gateway.policy.sections import LISTED, listed, section
 from gateway.types import Strategy
@@ -62,8 +63,8 @@ Several = Annotated[tuple[str, ...], LISTED]
 @section
 class Timeouts:
     """`first_byte` and `idle` bind streams; a JSON answer has `total`, and about `first_byte` where its server stands
-    still and another one is well. A silent stream ends after three times `first_byte` where vLLM's engine hangs.
-    Seconds."""
+    still and another one is well. Where vLLM's engine hangs, a silent stream ends after three times `first_byte`, and
+    so does a JSON answer of which no other replica is well. Seconds."""
 
     connect: Annotated[Duration, Field(description="until a connection stands")] = 1.0
     first_byte: Annotated[Duration, Field(description="until a stream's first byte")] = 20.0
@@ -102,9 +103,12 @@ class Can:
     json_schema: Annotated[bool, Field(description="answers after a JSON schema")] = True
     vision: Annotated[bool, Field(description="images in the prompt")] = False
     chat: Annotated[bool, Field(description="/v1/chat/completions and /v1/completions")] = True
-    messages: Annotated[bool | None, Field(description="/v1/messages; null: vllm can, openai cannot")] = None
-    responses: Annotated[bool | None, Field(description="/v1/responses; null: vllm can, openai cannot")] = None
+    messages: Annotated[bool | None, Field(description="/v1/messages; null: openai cannot")] = None
+    responses: Annotated[bool | None, Field(description="/v1/responses; null: openai cannot")] = None
     embeddings: Annotated[bool, Field(description="/v1/embeddings")] = False
+    token_ids: Annotated[
+        bool | None, Field(description="prompts of token ids; null: sglang cannot, as wrong ids end it")
+    ] = None
     context: Annotated[Count, Field(description="longest prompt, in tokens")] = 1048576
 
 
@@ -119,7 +123,7 @@ class Tier:
     model: Annotated[str, Field(min_length=1, max_length=256, description="the name that the servers know")]
     replicas: Annotated[Several, Field(min_length=1, description="server URLs: http(s)://host[:port][/prefix]")]
     engine: Annotated[
-        Literal["vllm", "openai"], Field(description="vllm: SGLang, too; openai: not sent their own fields")
+        Literal["vllm", "sglang", "openai"], Field(description="openai: not sent the fields that vLLM and SGLang share")
     ] = "vllm"
     balance: Annotated[
         Literal["prefix_affinity", "least_inflight", "least_waiting", "round_robin"],
@@ -146,12 +150,17 @@ class Tier:
     @property
     def asks_queue(self) -> bool:
         """Whether its servers are asked for their queues, whatever the rules say."""
-        return self.balance == "least_waiting" or (self.limits.adaptive and self.engine == "vllm")
+        return self.balance == "least_waiting" or (self.limits.adaptive and self.engine != "openai")
 
-    def serves(self, api: Literal["chat", "messages", "responses", "embeddings"]) -> bool:
+    def has(self, need: str) -> bool:
+        """Whether its servers have what a request needs, by its name in `can`."""
+        told: bool | None = getattr(self.can, need)
+        return self.engine != "sglang" if told is None else told
+
+    def serves(self, api: Api) -> bool:
         """Whether its servers have the paths of `api`."""
         told: bool | None = getattr(self.can, api)
-        return self.engine == "vllm" if told is None else told
+        return self.engine != "openai" if told is None else told
 
 
 @section

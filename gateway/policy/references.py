@@ -12,6 +12,7 @@ from gateway.policy.patterns import regex_problem
 from gateway.policy.problems import Path, suggestion
 from gateway.policy.prompts import BUILT_IN
 from gateway.policy.rules import ASKING
+from gateway.types import BARE
 
 ANY = "*"  # in a pattern
 # Where tiers are named, where they are keys, and where plans are named.
@@ -197,7 +198,7 @@ def check_prompts(document: Document) -> None:
     known(document, "prompt", named(document, ("triage", "prompt")), [*BUILT_IN, *own.values()])
     thoughtful = [full for full, prompt in BUILT_IN.items() if prompt.before]
     thoughtful += [full for name, full in own.items() if mapping(triage, "prompts", name).get("before")]
-    if asked in thoughtful and triage.get("strategy") in ("choice", "decisions"):
+    if asked in thoughtful and triage.get("strategy") in BARE:
         told = f"{asked} writes before its label: ask it by auto, json_logprobs or json"
         document.blame(("triage", "strategy"), told)
 

@@ -218,15 +218,9 @@ class Rule:
 
 def compiled(when: When) -> list[Check]:
     """The matchers of `when` as closures over facts, cheapest first."""
-    flags = {"tools": when.tools, "json_schema": when.json_schema, "vision": when.vision}
-    checks = [check_flag(key, wanted) for key, wanted in flags.items() if wanted is not None]
-    checks += [
-        check_range(key, operator.attrgetter(key), span)
-        for key in ("characters", "turns", "context", "budget_used")
-        if (span := getattr(when, key))
-    ]
-    if when.score:
-        checks.append(check_score(when.score))
+    given = {one.name: getattr(when, one.name) for one in fields(when)}
+    checks = [check_flag(key, wanted) for key, wanted in given.items() if isinstance(wanted, bool)]
+    checks += [check_fact(key, span) for key, span in given.items() if isinstance(span, Range)]
     if when.model:
         checks.append(check_choice("model", operator.attrgetter("model"), when.model))
     if when.caller and when.caller.plan:
@@ -246,10 +240,13 @@ def check_flag(key: str, wanted: bool) -> Check:
     return Check(key, read if wanted else lambda facts: not read(facts), read, told(wanted), frozenset({told(wanted)}))
 
 
-def check_score(span: Range) -> Check:
-    """A request that was not scored matches no range."""
-    inside = check_range("score", lambda facts: math.nan if facts.score is None else facts.score, span)
-    return Check(inside.key, inside.test, operator.attrgetter("score"), inside.wanted, inside.values)
+def check_fact(key: str, span: Range) -> Check:
+    """A fact that is a number. A request that was not scored matches no range of the score."""
+    read: Callable[[Facts], Any] = operator.attrgetter(key)
+    if key != "score":
+        return check_range(key, read, span)
+    inside = check_range(key, lambda facts: math.nan if facts.score is None else facts.score, span)
+    return Check(inside.key, inside.test, read, inside.wanted, inside.values)
 
 
 def check_load(tier: str, load: TierLoad) -> list[Check]:

@@ -52,7 +52,7 @@ class Revisions:
         self.trials: Sequence[Trial] = ()
         self.rollback: Rollback | None = None
         self._found: Rollback | None = None  # in the store, whether it counts or not
-        # Which a change of our files ended; on other hosts the files may not have changed yet.
+        # Which was taken back, or a change of our files ended; on other hosts the files may not have changed yet.
         self._ended: Rollback | None = None
         self._files: Texts = {}
         self._tried: Rollback | None = None
@@ -159,12 +159,14 @@ class Revisions:
     async def _learn(self) -> None:
         """Read the rollback from the store; while that does not answer or has lost it, the last known one stands."""
         with contextlib.suppress(Overloaded, *UNREADABLE):
-            self._found = await self._history.rollback(self._found)
+            known, self._found = self._found, await self._history.rollback(self._found)
+            if known and not self._found:
+                self._ended = known
 
     async def _counting(self, standing: Rollback | None) -> Rollback | None:
-        """The rollback that stands by the files, unless a change of them ended it: then it goes from the store, too."""
+        """The rollback that stands by the files, unless it ended: then it goes from the store, too."""
         if standing is None:
-            self._ended = self._found
+            self._ended = self._found or self._ended
         elif standing == self._ended:
             with contextlib.suppress(Overloaded):
                 await self._history.keep_rollback(None)

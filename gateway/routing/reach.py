@@ -9,7 +9,7 @@ from gateway.sessions import CALLER
 from gateway.types import Facts, Route
 
 T = TypeVar("T")
-NEEDS = ("tools", "json_schema", "vision")
+NEEDS = ("tools", "json_schema", "vision", "token_ids")
 WISHED = {
     "name": "asked for by name",
     "header": "asked for by header",
@@ -23,14 +23,17 @@ def cached(function: Callable[..., T], facts: Facts, policy: Policy, *given: Has
     some tier."""
     if facts.context > policy.context:
         return function(facts, policy, *given)
-    looked = (facts.plan, facts.may, facts.capped, facts.api, facts.tools, facts.json_schema, facts.vision)
+    needs = (facts.tools, facts.json_schema, facts.vision, facts.token_ids)
+    looked = (facts.plan, facts.may, facts.capped, facts.api, *needs)
     found: T = policy.once(_alike, function, looked, given)
     return found
 
 
 def _alike(function: Callable[..., T], looked: tuple[Any, ...], given: tuple[Hashable, ...], policy: Policy) -> T:
-    plan, may, capped, api, tools, json_schema, vision = looked
-    facts = Facts("", "", plan, api, tools=tools, json_schema=json_schema, vision=vision, capped=capped, may=may)
+    plan, may, capped, api, tools, json_schema, vision, ids = looked
+    facts = Facts(
+        "", "", plan, api, tools=tools, json_schema=json_schema, vision=vision, token_ids=ids, capped=capped, may=may
+    )
     return function(facts, policy, *given)
 
 
@@ -106,8 +109,8 @@ def lacks(facts: Facts, tier: Tier) -> str | None:
     """The first thing that the request needs and the tier does not have; None: the tier can answer it."""
     if not tier.serves(facts.api):
         return f"the {facts.api} API"
-    for need in NEEDS if facts.tools or facts.json_schema or facts.vision else ():
-        if getattr(facts, need) and not getattr(tier.can, need):
+    for need in NEEDS if facts.tools or facts.json_schema or facts.vision or facts.token_ids else ():
+        if getattr(facts, need) and not tier.has(need):
             return need
     return "context" if facts.context > tier.can.context else None
 
@@ -116,7 +119,7 @@ def param(need: str) -> str:
     """The request field that asks for `need`."""
     if need.endswith(" API"):
         return "model"
-    return {"tools": "tools", "json_schema": "response_format"}.get(need, "messages")
+    return {"tools": "tools", "json_schema": "response_format", "token_ids": "prompt"}.get(need, "messages")
 
 
 def failover_tiers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:

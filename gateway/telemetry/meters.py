@@ -51,7 +51,7 @@ class Meters:
         self.draft_tokens = Counter("gateway_draft_tokens", "Tokens that drafts made; wasted ones about.", ["outcome"])
         self.held = Counter("gateway_holdback", "Starts of answers that were kept back.", ["outcome", "reason"])
         self.caching = Counter("gateway_cache_requests", "Requests by cache result.", ["result"])
-        self.refusals = Counter("gateway_refusals", "Errors of ours.", ["code"])
+        self.refusals = Counter("gateway_refusals", "Errors that the gateway itself gave.", ["code"])
         unread = "Requests refused before the app saw them: late, too large, ambiguous, or for another host."
         self.unread = Counter("gateway_protocol_refusals", unread, ["status"])
         retries = "Calls made for requests after one that failed before its first byte."

@@ -2,8 +2,9 @@
 
 An answer in one piece has no first byte to miss: where its server is frozen, or its engine hangs behind an API server
 that still answers, it would be waited for until the request's time is over; it is asked of another one that is well. A
-stream may be silent for long, as vLLM sends a whole argument of V4's tools at once; where its engine hangs it ends, for
-which nothing but figures counts, of an engine that says that it is at work: another one's may answer at the same URL.
+stream may be silent for long, as vLLM sends a whole argument of V4's tools at once; where its engine hangs it ends, and
+so does an answer that no other server is to give, for which nothing but figures counts, of an engine that says that it
+is at work: another one's may answer at the same URL.
 vLLM and SGLang tell: among their figures some move with each step of the engine, also while that reads a long prompt.
 Of a host that is gone the kernel tells.
 """
@@ -46,38 +47,47 @@ class Patience:
 
     def limits(self, call: Call, policy: Policy, replica: Replica, rest: float) -> Limits:
         """The time limits of a call; `rest`: seconds until the request's deadline. An answer in one piece has no other,
-        but where the first server asked is found to stand still, a retry is taken from the budget and it ends, of kind
-        "still". A silent stream of a server whose engine hangs ends before `idle`."""
+        but it ends, of kind "still", where its server is found to stand still and a retry is taken from the budget, or
+        where its engine hangs and nobody else is to be asked. A silent stream whose engine hangs ends before `idle`."""
         tier = policy.tiers[call.tier]
         times = tier.timeouts
         if call.bill.stream:
-            silent = partial(self._silent, tier, replica) if tier.engine == "vllm" else None
+            silent = partial(self._silent, tier, replica) if tier.engine != "openai" else None
             idle = min(times.first_byte, times.idle) if silent else times.idle
             return Limits(times.connect, times.first_byte, idle, rest, None, silent)
-        alone = len(tier.replicas) == 1 or call.again
-        if alone or tier.engine != "vllm" or "first_byte" not in policy.failover.on:
+        if tier.engine == "openai":
             return Limits(times.connect, rest, rest, rest)
-        late = partial(self._late, tier, replica, self._budgets[call.tier])
+        alone = len(tier.replicas) == 1 or call.again or "first_byte" not in policy.failover.on
+        late = partial(self._late, tier, replica, None if alone else self._budgets[call.tier])
         return Limits(times.connect, min(times.first_byte / LOOKS, rest), rest, rest, late)
 
-    def _late(self, tier: Tier, replica: Replica, budget: RetryBudget, _: float) -> float:
-        """Seconds until an answer is asked about again; 0: it is waited for no longer."""
+    def _late(self, tier: Tier, replica: Replica, budget: RetryBudget | None, _: float) -> float:
+        """Seconds until an answer is asked about again; 0: it is waited for no longer. `budget`: of what may be asked
+        of another replica; None: it may not."""
         now, step = self._looked(tier, replica)
-        well = self._well(tier)
-        if replica.signs.still < (LOOKS - 1.5) * step or not well:
+        well = self._well(tier) if budget else []
+        if budget is None or not well:
+            return 0.0 if self._hangs(tier, replica, now) else step / 2
+        if replica.signs.still < (LOOKS - 1.5) * step:
             return step / 2
         replica.stands_still(now)
         free = any(now >= one.busy for one in well)
         return 0.0 if free and budget.spend(now) else step / 2
 
+    def _hangs(self, tier: Tier, replica: Replica, now: float) -> bool:
+        """Whether its engine does nothing of what it says it is at work on."""
+        found = replica.signs.found
+        hangs = isinstance(found, Figures) and found.running and replica.signs.still >= HUNG * tier.timeouts.first_byte
+        if hangs:
+            replica.stands_still(now)
+        return bool(hangs)
+
     def _silent(self, tier: Tier, replica: Replica, over: float) -> float:
         """Seconds until a stream is asked about again that has been silent for `first_byte` and `over`; 0: it ends."""
         now, step = self._looked(tier, replica)
-        found, left = replica.signs.found, tier.timeouts.idle - tier.timeouts.first_byte - over
-        if isinstance(found, Figures) and found.running and replica.signs.still >= HUNG * tier.timeouts.first_byte:
-            replica.stands_still(now)
+        if self._hangs(tier, replica, now):
             return 0.0
-        return max(min(step / 2, left), 0.0)
+        return max(min(step / 2, tier.timeouts.idle - tier.timeouts.first_byte - over), 0.0)
 
     def _looked(self, tier: Tier, replica: Replica) -> tuple[float, float]:
         """The time and the seconds between two looks, of which the next one begins if it is due."""

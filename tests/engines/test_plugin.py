@@ -371,6 +371,38 @@ def test_the_guard_acts_on_what_requests_bring_also_after_a_step_without_numbers
     assert said == ["0 False 0", "1 False 0", "1 True 1", "0 True 1", "1 False 1"], found.stderr
 
 
+BLIND = """
+import torch
+from vllm.config import CUDAGraphMode, VllmConfig
+from backends.flashmoe.plugin.settings import parse
+from backends.flashmoe.plugin.worker import refuse_blind
+config = VllmConfig()
+config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL
+refuse_blind(parse("mode=top-k,k=2,guard=0.2"), config, torch.device("cuda"))
+print("top-k is let")
+refuse_blind(parse("mode=batch-aware,k=2,guard=0.2"), config, torch.device("cuda"))
+"""
+
+
+def test_a_guard_that_sees_other_batches_than_it_guards_is_refused(place: Path) -> None:
+    found = inside(REGISTERED + BLIND, place, FLASHMOE_VLLM="mode=off")
+    assert "top-k is let" in found.stdout, found.stderr
+    assert "a guard of mode batch-aware needs --enforce-eager" in found.stderr.splitlines()[-1]
+
+
+UNREAD = """
+class AiterExperts: ...
+layer.quant_method.moe_kernel = SimpleNamespace(fused_experts=AiterExperts())
+layer.forward_modular(torch.zeros(1, 64), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int32))
+"""
+
+
+def test_a_kernel_that_might_lose_experts_is_refused_with_what_to_change(place: Path) -> None:
+    found = in_a_layer(UNREAD, place, FLASHMOE_VLLM="mode=top-k,k=1")
+    assert found.returncode != 0
+    assert "what AiterExperts makes of a skipped slot is not known" in found.stderr.splitlines()[-1]
+
+
 DECISIONS = """
 from types import SimpleNamespace
 from backends.flashmoe.plugin import _module, shape

@@ -1,4 +1,4 @@
-"""Does the gateway live with a real SGLang?   It is `engine: vllm` to us, and asked in words of both.
+"""Does the gateway live with a real SGLang?   Asked in words of vLLM's and its own.
 
 SGLANG_PYTHON names an interpreter with sglang 0.5.23 and a torch for CPUs; its kernels are stood in for. A server at
 SGLANG_URL (served name flash-model) takes the place of one of our own.
@@ -36,7 +36,8 @@ OFF: Any = {"chat_template_kwargs": {"enable_thinking": False}}
 POLICY = """\
 schema: 1
 tiers:
-  flash: {model: flash-model, replicas: ["${FLASH_URL}"], balance: least_waiting, can: {context: 16384}, set: %(set)s}
+  flash: {model: flash-model, replicas: ["${FLASH_URL}"], engine: sglang, balance: least_waiting,
+          can: {context: 16384}, set: %(set)s}
   pro: {extends: flash}
 triage: {tier: flash, timeout: 30s, cache: null, speculate: never, strategy: %(strategy)s}
 rules: [{id: triaged, route: {simple: flash, complex: pro}}]
@@ -134,6 +135,13 @@ def test_its_figures_are_read_and_a_stream_that_is_left_stops(server: Sim, clien
 def test_no_request_ends_it(client: openai.OpenAI, more: dict[str, Any]) -> None:
     with contextlib.suppress(openai.BadRequestError):
         ask(client, "hi", extra_body=more)
+    assert ask(client, "hi").parse().choices
+
+
+@pytest.mark.parametrize("prompt", [[1 << 40], [65, 1000], [[65], [-1]]])
+def test_a_prompt_of_token_ids_does_not_reach_it(client: openai.OpenAI, prompt: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="token_ids"):
+        client.completions.create(model="flash", prompt=prompt, max_tokens=4)
     assert ask(client, "hi").parse().choices
 
 

@@ -110,6 +110,18 @@ def test_a_source_that_judges_flash_whoever_answers_stands_for_no_other_request(
     assert [one.weight for one in examples([bad, good])] == [10.0, 10.0], "Pro is asked behind Flash's answers only"
 
 
+def test_one_word_on_flash_where_pro_answered_makes_nobody_a_judge_of_whoever_answers() -> None:
+    """Any caller may send it, and those who judge what they got would count a tenth of what they stand for."""
+    down, up = (Chosen(tier, p, chances={"pro": 0.9, "flash": 0.1}) for tier, p in (("flash", 0.1), ("pro", 0.9)))
+    heard, compared = decision("heard", outcome=Outcome(0.0)), Outcome(1.0, tiers={"flash": 0.0})
+    others = [decision(f"{at}", "pro", outcome=compared if at == 0 else Outcome(1.0)) for at in range(3)]
+    heard.route = down
+    for one in others:
+        one.route = up
+    assert examples([heard, *others])[0].weight == 10.0
+    assert examples([heard, *others[:1]])[0].weight == 1.0
+
+
 def test_from_which_agreement_flash_counts_as_good_is_the_operators_to_say() -> None:
     records = [decision("a", outcome=Outcome(0.4, SHADOW)), decision("b", outcome=Outcome(0.4))]
     assert [(one.flash_ok, one.agree) for one in examples(records)] == [(False, 0.5), (False, None)]

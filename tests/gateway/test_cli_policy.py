@@ -64,8 +64,28 @@ def test_check_says_what_it_checked() -> None:
     found = run("check", DEFAULT)
     assert found.exit_code == 0
     assert "3 tiers, 3 rules" in found.stdout
-    assert "3 tests passed" in found.stdout
+    assert "4 tests passed" in found.stdout
     assert run("check").stdout == found.stdout
+
+
+@pytest.mark.parametrize("policy", ["default.yaml", "hosted.yaml"])
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("hi", "tiny-chitchat"),
+        ("Good morning!", "tiny-chitchat"),
+        ("who are you?", "tiny-chitchat"),
+        ("早上好！", "tiny-chitchat"),
+        ("안녕하세요", "tiny-chitchat"),
+        ("Prove Fermat", "triaged"),
+        ("Solve x^3+y^3=z^3", "triaged"),
+        ("用C++实现一个无锁队列并证明其线性一致性", "triaged"),
+        ("페르마의 정리를 증명해줘", "triaged"),
+    ],
+)
+def test_a_short_text_goes_without_a_verdict_only_where_it_looks_simple(policy: str, text: str, rule: str) -> None:
+    found = run("explain", str(POLICIES / policy), "-m", text, "--json")
+    assert json.loads(found.stdout)["route"].get("rule", "triaged") == rule
 
 
 def test_check_tells_problems_on_stderr_and_exits_with_1(broken: str) -> None:
@@ -94,16 +114,23 @@ def test_an_annotation_names_any_file_and_of_the_whole_file_no_key(tmp_path: Pat
     )
 
 
-def test_a_name_that_the_terminal_cannot_show_is_spelt_out(tmp_path: Path) -> None:
+def test_a_name_that_the_terminal_cannot_show_is_spelt_out_and_json_stays_json(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
-    tests = "tests: [{name: 日本, request: {prompt: hi}, expect: {tier: a}}]\n"
+    tests = "tests: [{name: 日é😀, request: {prompt: hi}, expect: {tier: a}}]\n"
     path.write_text(
         f"schema: 1\ntiers: {{a: {{model: m, replicas: ['http://h']}}}}\nrules: [{{id: x, route: a}}]\n{tests}",
         encoding="utf-8",
     )
     command, terminal = [sys.executable, "-m", "gateway", "policy", "test", str(path)], {"PYTHONIOENCODING": "ascii"}
-    told = subprocess.run(command, env=os.environ | terminal, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
-    assert told.stdout == "passes  \\u65e5\\u672c  ->  a (x: rule)\n"
+
+    def told(*more: str) -> str:
+        ran = subprocess.run(
+            [*command, *more], env=os.environ | terminal, stdout=subprocess.PIPE, text=True, check=True, timeout=60
+        )
+        return ran.stdout
+
+    assert told() == "passes  \\u65e5\\u00e9\\ud83d\\ude00  ->  a (x: rule)\n"
+    assert json.loads(told("--json"))["tests"][0]["name"] == "日é😀"
 
 
 def test_several_problems_are_counted_and_each_is_one_annotation_whatever_the_file_says(tmp_path: Path) -> None:
@@ -121,18 +148,18 @@ def test_test_tells_each_test_and_where_it_went() -> None:
     found = run("test", DEFAULT)
     assert found.exit_code == 0
     assert "passes  hard maths goes to pro  ->  pro (triaged: complex)" in found.stdout
-    assert len(found.stdout.splitlines()) == 3
+    assert len(found.stdout.splitlines()) == 4
 
 
 def test_test_tells_what_fails_and_exits_with_1(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "p.yaml"
-    path.write_text((POLICIES / "default.yaml").read_text().replace("expect: {tier: pro,", "expect: {tier: flash,"))
+    path.write_text((POLICIES / "default.yaml").read_text().replace("{tier: pro, rule: triaged, ", "{tier: flash, "))
     found = run("test", str(path))
     assert found.exit_code == 1
-    assert [line.split()[0] for line in found.stdout.splitlines()] == ["passes", "fails", "passes"]
+    assert [line.split()[0] for line in found.stdout.splitlines()] == ["passes", "fails", "passes", "passes"]
     assert '"hard maths goes to pro" fails: expected flash, got pro' in found.stderr
     told = json.loads(run("test", str(path), "--json").stdout)
-    assert (told["ok"], [bool(test["problems"]) for test in told["tests"]]) == (False, [False, True, False])
+    assert (told["ok"], [bool(test["problems"]) for test in told["tests"]]) == (False, [False, True, False, False])
     assert run("test", str(path), "--format", "github").stdout.startswith(f"::error file={path},line=")
     assert run("test", broken).exit_code == 1
 

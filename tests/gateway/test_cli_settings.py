@@ -1,6 +1,9 @@
 """`tiergate config show` tells what holds and why, and never a secret; the shell completes commands."""
 
 import json
+import os
+import subprocess
+import sys
 
 from typer.testing import CliRunner, Result
 
@@ -47,6 +50,16 @@ def test_a_setting_that_does_not_hold_is_told_by_its_name_on_stderr() -> None:
     assert "GATEWAY_PORT: Input should be a valid integer" in found.stderr
     assert "GATEWAY_ADMIN_KEY: it has 9 characters" in found.stderr
     assert "hunter2" not in found.stderr
+
+
+def test_who_serves_is_told_of_a_variable_that_is_nearly_a_setting() -> None:
+    env = {**os.environ, "GATEWAY_REDIS": "redis://h", "GATEWAY_PORT_8080_TCP": "tcp://h"}
+    command = [sys.executable, "-m", "gateway", "serve", "--workers", "2"]
+    found = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert found.stderr.splitlines() == [
+        "GATEWAY_REDIS is no setting; GATEWAY_REDIS_URL, if that is meant",
+        "several workers need a store that they share: give --redis URL or --redis embedded",
+    ]
 
 
 def test_the_shell_completes_commands_and_options() -> None:

@@ -351,6 +351,10 @@ def test_a_tier_that_does_not_serve_the_path_gives_way_or_the_caller_is_told(pat
     assert isinstance(route(facts(path, made(), told), None, told), Ask)
 
 
+def test_a_tier_says_of_each_path_whether_its_servers_have_it() -> None:
+    assert {type(POLICY.tiers["flash"].serves(one.api)) for one in DIALECTS.values()} == {bool}
+
+
 def test_embeddings_go_to_the_tier_that_makes_them_and_chats_do_not() -> None:
     can = {"chat": False, "messages": False, "responses": False, "embeddings": True}
     policy = policy_for(FLASH, PRO, tiers={"pro": {"can": can}})

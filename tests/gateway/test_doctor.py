@@ -32,7 +32,7 @@ from gateway.store import MemoryStore, open_store
 from loadtest.servers import Sim, free_port, sim
 from tests.gateway.identity import CERTIFICATE, KEY, ending, pem
 from tests.gateway.serving import eventually, gateway
-from tests.tiers import policy_for, policy_text
+from tests.tiers import JSON, policy_for, policy_text
 
 Told = list[dict[str, str]]
 GOOD = {"GATEWAY_API_KEY": secrets.token_hex(16), "GATEWAY_ADMIN_KEY": secrets.token_hex(32)}
@@ -238,6 +238,7 @@ def test_people_get_lines_and_the_sum_of_it(good: Path) -> None:
         (Replied(200, {"flash-model": None}, None, None), "warning", "/metrics does not answer"),
         (Replied(200, {"flash-model": None}, frozenset({*METRICS[1:], "vllm:gpu_cache_usage_perc"}), None), "warning",
          "lacks vllm:num_requests_running"),
+        (Replied(200, {"flash-model": None}, frozenset(SGLANG), None), "warning", "is SGLang"),
     ],
 )  # fmt: skip
 def test_what_a_server_says_is_compared_with_the_policy(
@@ -249,9 +250,14 @@ def test_what_a_server_says_is_compared_with_the_policy(
     assert told in said([one._asdict() for one in found], level)
 
 
-@pytest.mark.parametrize("metrics", [METRICS, SGLANG])
-def test_an_engine_that_tells_its_queue_leaves_nothing_to_say(flash: Sim, pro: Sim, metrics: Sequence[str]) -> None:
-    policy = load_policy(policy_text(flash, pro))
+@pytest.mark.parametrize(
+    ("tier", "metrics"),
+    [({}, METRICS), ({"engine": "sglang"}, SGLANG), ({"can": {"token_ids": True}}, SGLANG)],
+)
+def test_an_engine_that_tells_its_queue_leaves_nothing_to_say(
+    flash: Sim, pro: Sim, tier: JSON, metrics: Sequence[str]
+) -> None:
+    policy = load_policy(policy_text(flash, pro, tiers={"flash": tier, "pro": tier}))
     replies = {
         (name, server.url): Replied(200, {server.model: None}, frozenset(metrics), None)
         for name, server in (("flash", flash), ("pro", pro))

@@ -184,7 +184,8 @@ def test_each_fact_is_what_its_name_says() -> None:
     assert to_builtins(found) == {
         "model": "o3", "caller": "alice", "plan": "gold", "api": "chat", "wish": "pro", "wished_by": "name",
         "characters": 6, "turns": 1, "context": 2, "tools": True, "json_schema": True, "vision": False,
-        "signals": ["sql"], "headers": {}, "load": {"flash": 3}, "waiting": {"pro": 2}, "max_tokens": 7,
+        "token_ids": False, "signals": ["sql"], "headers": {},
+        "load": {"flash": 3}, "waiting": {"pro": 2}, "max_tokens": 7,
         "budget_used": 0.25, "budget": "warn", "budget_of": "all", "capped": "share", "may": ("pro",), "score": None,
         "measures": {}, "chance": 0.5,
         "session": {"tier": "pro", "level": "think", "age": 0.0, "turns": 1, "continues": False},
@@ -198,6 +199,7 @@ def test_each_fact_is_what_its_name_says() -> None:
 def test_a_completions_prompt_counts_like_a_turn(prompt: Any, characters: int, context: int) -> None:
     found = seen({"messages": None, "prompt": prompt})
     assert (found.characters, found.turns, found.context) == (characters, 1, context)
+    assert found.token_ids == (characters == 0)
 
 
 def test_a_signal_is_seen_in_a_completions_prompt_and_in_any_text_of_a_turn() -> None:

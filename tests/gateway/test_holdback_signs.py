@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import tracemalloc
 from typing import Any
@@ -153,6 +154,15 @@ def test_what_shows_before_the_start_is_over(start: Wording, sign: str | None) -
     assert shown(start, weak, Fields()) == sign
     assert shown(start, Weak(repetition=True), Fields()) is None, "only what is looked for"
     assert (shown(start, Weak(empty=True), Fields()) == "empty") == (sign == "empty"), "a refusal says something"
+
+
+@pytest.mark.parametrize("sign", [one.name for one in dataclasses.fields(Weak)])
+def test_each_sign_changes_what_is_looked_at(sign: str) -> None:
+    """A record says what was looked at, so that no sign is judged on a record of others."""
+    given: dict[str, Any] = {"mean_logprob": Most(-1.0), "margin": Most(1.0), "refusal_words": ("no",)}
+    other = Weak(refusal=sign != "refusal", empty=sign == "refusal")
+    both = dataclasses.replace(other, **{sign: given.get(sign, True)})
+    assert Holdback(("flash",), "pro", both).looks != Holdback(("flash",), "pro", other).looks
 
 
 def test_a_start_is_over_with_its_last_token_or_with_the_answer() -> None:

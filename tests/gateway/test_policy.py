@@ -91,7 +91,8 @@ def test_the_default_file_loads_within_50_ms() -> None:
 
 
 def test_the_schema_beside_the_policies_is_current() -> None:
-    assert json.loads((POLICIES / "schema.json").read_text(encoding="utf-8")) == schema()
+    written = json.loads((POLICIES / "schema.json").read_text(encoding="utf-8")) == schema()
+    assert written, "tiergate policy schema > policies/schema.json"
 
 
 def properties(found: dict[str, Any]) -> list[dict[str, Any]]:

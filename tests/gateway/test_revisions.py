@@ -370,6 +370,28 @@ async def test_a_rollback_stays_though_the_store_loses_it_until_it_is_taken_back
     await house.store.close()
 
 
+async def test_a_rollback_that_was_taken_back_stays_so_though_the_store_forgets_it(valkey: str, house: House) -> None:
+    house.store = open_store(valkey)
+    one, other = house.revisions(), house.revisions()
+    for revision in ("a", "b"):
+        house.path.write_text(text(revision))
+        for each in (one, other):
+            await each.look()
+    await one.roll_back("previous")
+    with Valkey.from_url(valkey) as client:
+        before = client.get("tg1:kept:policy.rollback.house")
+        await one.roll_forward()
+        assert before
+        client.set("tg1:kept:policy.rollback.house", before)
+    await one.look()
+    await other.look()
+    assert [each.policy.revision for each in (one, other)] == ["b", "b"]
+    await one.roll_back("previous")
+    await other.look()
+    assert [each.policy.revision for each in (one, other)] == ["a", "a"], "another one counts"
+    await house.store.close()
+
+
 def test_an_earlier_revision_comes_back_though_the_file_is_gone_until_it_is_there_again(house: House) -> None:
     async def work(revisions: Revisions) -> None:
         house.path.write_text(text("b"))

@@ -167,6 +167,20 @@ def test_a_tier_that_lacks_something_gives_way_to_the_next_one_up(needs: dict[st
     assert (found.tiers[0], found.reason) == (tier, f"needs {next(iter(needs))}")
 
 
+def test_token_ids_are_not_for_sglang_unless_its_tier_says_so() -> None:
+    found = facts(wish="fast", plan="silver", token_ids=True)
+    mixed = load_policy(TEXT.replace("m/flash,", "m/flash, engine: sglang,"), {})
+    assert routed(found, policy=mixed) == Route(("pro",), "caller", "needs token_ids")
+    whole = load_policy(TEXT.replace("replicas", "engine: sglang, replicas"), {})
+    with pytest.raises(BadRequest, match="token_ids") as refusal:
+        route(found, None, whole)
+    assert refusal.value.param == "prompt"
+    lets = load_policy(
+        TEXT.replace("m/flash,", "m/flash, engine: sglang,").replace("{context", "{token_ids: true, context"), {}
+    )
+    assert routed(found, policy=lets) == routed(found)
+
+
 def test_when_no_higher_tier_is_able_the_next_one_down_takes_over() -> None:
     assert routed(facts(plan="silver", model="top", tools=True)) == Route(("think",), "top", "needs tools")
 
@@ -247,6 +261,7 @@ some_facts = st.builds(
     context=st.sampled_from([0, 1000, 1001, 5000, 5001]),
     tools=st.booleans(),
     vision=st.booleans(),
+    token_ids=st.booleans(),
     signals=st.sampled_from([frozenset(), frozenset({"sql"})]),
     load=st.dictionaries(st.sampled_from(TIERS), st.integers(0, 300)),
     capped=st.sampled_from([None, None, "budget", "share"]),
@@ -282,6 +297,7 @@ def test_a_route_is_never_out_of_its_callers_range_nor_unable_nor_twice(found: F
         can = POLICY.tiers[name].can
         assert can.tools >= found.tools
         assert can.vision >= found.vision
+        assert not found.token_ids or POLICY.tiers[name].engine != "sglang"
         assert can.context >= found.context
 
 

@@ -15,6 +15,7 @@ from gateway.types import Caller, ChatRequest
 from tests.tiers import JSON
 
 UUID = "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"
+MANY = [f"value number {i:06}" for i in range(5000)]  # of 20 letters; vLLM compiles 9,000 for 12 s
 LONG = ".*a.{4000}b"  # which vLLM's 0.32 compiles for 18 s
 TALK: JSON = {"messages": [{"role": "user", "content": LONG}]}
 POLICY = load_policy(
@@ -86,6 +87,14 @@ REFUSED = {
     "many of several": {**tools(*[wide(300, minProperties=1)] * 6), "tool_choice": {"type": "any"}},
     "very many": {"response_format": {"anyOf": [{"pattern": "a"}] * 10_001}},
     "several together": tools(*(string(pattern=f"^.{{{500 + i}}}$") for i in range(4))),
+    "many values": format_of({"properties": {"a": {"enum": MANY}}}),
+    "many values, one by one": format_of({"anyOf": [{"const": one} for one in MANY]}),
+    "many values, of tools": tools(*({"enum": MANY[at : at + 100]} for at in range(0, 5000, 100)), strict=True),
+    "many names": format_of({"properties": dict.fromkeys(MANY, True)}),
+    "a long value": format_of({"const": "x" * 100_000}),
+    "many in a grammar": {"structured_outputs": {"grammar": " | ".join(map(json.dumps, MANY))}},
+    "many to choose from": {"structured_outputs": {"choice": MANY}},
+    "many values as text": {"structured_outputs": {"json": json.dumps({"enum": MANY})}},
     "vLLM's own": {"structured_outputs": {"regex": LONG}},
     "vLLM's own, as text": {"structured_outputs": {"json": json.dumps(string(pattern=LONG))}},
     "vLLM's own, unreadable as text": {"structured_outputs": {"json": '{"maximum": NaN}'}},
@@ -97,12 +106,16 @@ PASS = {
     "what is none": format_of({"pattern": 5, "patternProperties": ["x"], "enum": ["pattern", None, 1e300]}),
     "deep and wide ones": format_of(nested(40, wide(WIDEST - 50, minProperties=1))),
     "several deep ones": format_of({"anyOf": [nested(45, {})] * 40}),
-    "tools by the thousand": {**tools(*[nested(4, wide(20))] * 1000, strict=True), "tool_choice": "required"},
+    "tools by the hundred": {**tools(*[nested(4, wide(20))] * 500, strict=True), "tool_choice": "required"},
     "many properties": format_of(wide(3000)),
     "tools that bind nothing": {**tools(nested(50, {}), strict=False), "tool_choice": "auto"},
     "tools that bind nothing, as Anthropic's SDKs say it": {**tools(nested(50, {})), "tool_choice": {"type": "auto"}},
     "a parameter that is named strict": tools(nested(50, {"enum": ["strict"], "strict": None})),
     "no constraint": {"structured_outputs": None, "response_format": None, "tools": None},
+    "many values of tools that bind nothing": tools({"enum": MANY, "pattern": "a"}),
+    "thousands of values": format_of({"properties": {"a": {"enum": MANY[:4000]}}}),
+    "long descriptions": tools({"description": "x" * 200_000, "properties": {"a": {"enum": MANY[:1000]}}}),
+    "a number of many digits": format_of({"enum": [10**30, 1e300]}),
     "a choice": {"structured_outputs": {"choice": ["a", "b"]}},
 }
 

@@ -17,11 +17,11 @@ from loadtest.servers import Sim
 from tests.gateway.loopback import Peer, Talk, serving
 from tests.gateway.serving import PATIENCE, asked, body, collected, plain, upstream
 from tests.gateway.test_pulse import BEGUN
-from tests.gateway.test_upstream import FIRST, GOOD, NOWHERE
+from tests.gateway.test_upstream import BOTH, FIRST, GOOD, NOWHERE
 from tests.tiers import JSON, policy_for
 
 FIRST_BYTE = 0.1  # seconds
-LONG = 2 * FIRST_BYTE  # seconds that an answer takes
+LONG = 1.5 * FIRST_BYTE  # seconds that an answer takes
 Tells = Callable[[], bytes | None]  # what /metrics answers; None: nothing
 
 
@@ -263,3 +263,41 @@ async def test_a_silent_stream_ends_where_its_engine_hangs_and_when_it_was_silen
     hung, late = await asyncio.gather(streamed(hangs, 60), streamed(works, 60, **limited))
     told = b"The model server did not answer in time (idle)."
     assert (hung, late) == ((told, False), (told, True))
+
+
+async def whole(tells: Tells, seconds: float, **tier: Any) -> tuple[bytes, bool]:
+    """What came of an answer in one piece, and whether its server, the only one, may be asked on."""
+    async with serving(server(tells, [seconds])) as (client, origin, _):
+        door, policy = Upstream(client), one_of(url(origin), **{"timeouts": QUICK} | tier)
+        reply = await asyncio.wait_for(door.send(asked(body()), FIRST, policy), PATIENCE)
+        told = str(reply.body).encode() if isinstance(reply.body, Refusal) else await collected(reply)
+        up = door.states(policy)["flash"].up
+        await door.close()
+        return told, up[0]
+
+
+async def test_an_answer_of_the_only_server_is_waited_for() -> None:
+    found = await asyncio.gather(*(whole(tells, 0.25, **tier) for tells, tier in SILENT.values()))
+    assert dict(zip(SILENT, found, strict=True)) == dict.fromkeys(SILENT, (GOOD, True))
+
+
+async def test_an_answer_of_the_only_server_ends_where_its_engine_hangs() -> None:
+    told = (b"The model server did not answer in time (still).", False)
+    found = await asyncio.gather(*(whole(hangs, 60, on=on) for on in (["first_byte"], ["5xx"])))
+    assert found == [told, told]
+
+
+async def test_where_its_engine_hangs_the_next_tier_answers() -> None:
+    async with (
+        upstream() as door,
+        serving(server(hangs, [60])) as (_, hung, _),
+        serving(server(works, [0])) as (_, well, _),
+    ):
+        policy = policy_for(
+            Sim(url(hung), "m"),
+            Sim(url(well), "m"),
+            tiers={"flash": {"timeouts": QUICK}},
+            failover={"tiers": {"flash": ["pro"]}},
+        )
+        reply = await asyncio.wait_for(door.send(asked(body()), BOTH, policy), PATIENCE)
+        assert (await collected(reply), reply.tier) == (GOOD, "pro")

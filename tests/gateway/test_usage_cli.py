@@ -101,6 +101,7 @@ TWICE = b"\0" * 4096 + PAID + PAID.replace(b"1795490043.0", b"1e300") + b"2026-1
         pytest.param(gzip.compress(TWICE), id="packed"),
         pytest.param(TWICE.replace(b"{", b"\x1b[36mgateway-1  | \x1b[0m{", 1), id="docker compose logs"),
         pytest.param(TWICE.replace(b"{", b"2026-11-24T03:06:53.123456789Z stderr F {", 1), id="Kubernetes' files"),
+        pytest.param(TWICE.replace(b"{", b'2026-11-24T03:06:53Z {app="tiergate"} {', 1), id="logcli query"),
     ],
 )
 def test_a_log_is_read_as_rotation_and_collectors_leave_it(tmp_path: Path, written: bytes) -> None:

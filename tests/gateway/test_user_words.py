@@ -58,7 +58,7 @@ def test_facts_and_score_look_at_the_users_words_not_at_an_agents_notes() -> Non
         Message("tool", "ok"),
         Message("user", REMINDER),
     ]
-    (last, turns, context, _), (same, as_many, larger, _) = (
+    (last, turns, context, *_), (same, as_many, larger, *_) = (
         conversation(Fields(messages=messages)) for messages in (plain, noted)
     )
     assert (list(last), turns) == (list(same), as_many) == ([WORDS], 2)

@@ -45,9 +45,8 @@ class Launch:
     programs: int  # the grid of the persistent matrix kernels
 
 
-_FLASH = MODELS["flash"]
 SHAPES = {
-    "v4-flash": Shape(_FLASH.experts, _FLASH.top_k, _FLASH.hidden, _FLASH.inner),
+    **{f"v4-{tier}": Shape(each.experts, each.top_k, each.hidden, each.inner) for tier, each in MODELS.items()},
     "qwen3-30b": Shape(128, 8, 2048, 768),
     "mixtral": Shape(8, 2, 4096, 14336),
     "gpt-oss-20b": Shape(32, 4, 2880, 2880),

@@ -44,9 +44,9 @@ TENSOR = {"mma", WARP_GROUP, "tcgen05.mma"}
 INSTRUCTION = re.compile(
     r"^\s+(?:@!?%p\d+ )?(cp\.async(?=\.cg|\.ca)|wgmma(?=\.mma)|mma(?=\.sync)|tcgen05\.mma)", re.MULTILINE
 )
-ACTIVATIONS = {"v4-flash": V4, "gpt-oss-20b": GPT_OSS}
+ACTIVATIONS = {"v4-flash": V4, "v4-pro": V4, "gpt-oss-20b": GPT_OSS}
 RULES = {
-    "v4-flash": Rule(6, "sqrtsoftplus", 1.5, piggyback=True),
+    **dict.fromkeys(("v4-flash", "v4-pro"), Rule(6, "sqrtsoftplus", 1.5, piggyback=True)),
     "qwen3-30b": Rule(8, piggyback=True),
     "mixtral": Rule(2, share=0.8),
     "gpt-oss-20b": Rule(4, piggyback=True),
@@ -185,7 +185,7 @@ def _matrix(name: str, kernel: Any, constants: dict[str, object], tile: Tile, fo
 def _routes(name: str, shape: Shape, device: Device, tokens: int) -> Iterator[Program]:
     for form in (Format.BF16, Format.MXFP4):
         rows = device.launch(shape, form, tokens).down.rows
-        for head in (False, True):
+        for head in (False, True) if shape.experts <= route.HEADED else (False,):
             constants = route.constants(RULES[name], shape.experts, rows, head)
             yield Program(f"{name} {tokens} route{' head' * head}", route.kernel, constants, align.ALONE)
         aligned = align.constants(shape.experts, shape.top, rows)

@@ -17,6 +17,7 @@ from backends.flashmoe.kernels.launch import ROUTED
 from backends.flashmoe.policy import SKIPPED, Piggyback, Routing, Share, rank
 from backends.flashmoe.predictor import TRUNK, Head
 
+HEADED = 256  # experts of a layer that may have a head: the program for more, such as V4-Pro's 384, spills
 _SKIPPED, _TOKENS, _TRUNK = tl.constexpr(SKIPPED), tl.constexpr(TOKENS), tl.constexpr(TRUNK)
 
 
@@ -68,11 +69,13 @@ def reference(
 def route(
     logits: Tensor, bias: Tensor, budget: Tensor, rule: Rule, rows: int, head: "Estimate | None" = None
 ) -> Routed:
-    """As `reference`, with the blocks of `rows` slots. Logits [N, E] fp32, N up to ROUTED; budget [N] int32."""
+    """As `reference`, with the blocks of `rows` slots. Logits [N, E] fp32, N up to ROUTED; budget [N] int32. With a
+    head E is up to HEADED."""
     tokens, experts = logits.shape
     assert logits.dtype == bias.dtype == torch.float32 and budget.dtype == torch.int32
     assert logits.is_contiguous() and bias.shape == (experts,) and budget.shape == (tokens,)
     assert 0 < tokens <= ROUTED and rule.top <= experts
+    assert head is None or experts <= HEADED
     ids = torch.empty(tokens, rule.top, dtype=torch.int32, device=logits.device)
     weights = torch.empty(tokens, rule.top, dtype=torch.float32, device=logits.device)
     blocks = empty(ids, experts, rows)

@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from vllm.config import get_current_vllm_config
+from vllm.config import CUDAGraphMode, get_current_vllm_config
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.custom_op import op_registry_oot
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.router.gate_linear import GateLinear
 
 from backends.flashmoe.plugin.settings import VARIABLE, Plan, Settings
-from backends.flashmoe.plugin.slots import distinct, masked, reduced, routed, with_brought
+from backends.flashmoe.plugin.slots import distinct, leaves_out, masked, reduced, routed, with_brought
 from backends.flashmoe.plugin.worker import Worker
 
 log = logging.getLogger("vllm.flashmoe")
-# Kernels that leave out a single slot with id -1 when they sum a token's experts. Most take -1 for padding only, where
-# all slots of a token are -1: Marlin without an expert map adds rows that were never written, TritonExperts reads at
-# index -1, and the CPU kernel counts at index -1.
-TAKES_SKIPPED = {"HummingIndexedExperts"}
 
 
 def install(settings: Settings) -> None:
@@ -79,7 +76,8 @@ class Experts(RoutedExperts):
         worker = Experts.worker = Experts.worker or Worker(self.settings, config, device)
         own = worker.own if self.settings.takes_own(self._layer, hashed) else None
         self.register_buffer("flashmoe_k", own.k if own else None, persistent=False)
-        self._watch = worker.watch if self._plan or own else None
+        self._watch = worker.watch.joined(self.layer_name) if worker.watch and (self._plan or own) else None
+        self.register_buffer("flashmoe_exact", self._watch.exact if self._watch else None, persistent=False)
         counts, self._seen = worker.counts.row(device)
         self.register_buffer("flashmoe_counts", counts, persistent=False)
 
@@ -91,11 +89,9 @@ class Experts(RoutedExperts):
         shared_experts: Any = None,
         shared_experts_input: Any = None,
     ) -> Any:
-        looking = self._watch is not None and self._watch.looking()
-        if looking:
+        if self._looking():
             self._look(x, topk_weights, topk_ids)
-        exact = self._watch.exact if self._watch else None
-        weights, ids = self._fewer(topk_weights, topk_ids, exact)
+        weights, ids = self._fewer(topk_weights, topk_ids, self.flashmoe_exact)
         if self.settings.log_s:
             self._count(topk_ids, ids)
         return super().forward_modular(x, weights, ids, shared_experts, shared_experts_input)
@@ -122,6 +118,14 @@ class Experts(RoutedExperts):
         fewer, lighter = reduced(routing, keep, self.settings.renormalise, self._takes_skipped())
         return lighter.to(weights.dtype), fewer.to(ids.dtype)
 
+    def _looking(self) -> bool:
+        if self._watch is None:
+            return False
+        step = get_forward_context()
+        if step.attn_metadata is None or step.cudagraph_runtime_mode != CUDAGraphMode.NONE:
+            return False  # a profile run, or a CUDA graph's
+        return self._watch.looking(self.layer_name, step)
+
     def _look(self, x: Tensor, weights: Tensor, ids: Tensor) -> None:
         """Lets the guard compare the outputs with and without skipping. On copies, as a kernel may work in place."""
         skipped = super().forward_modular(x.clone(), *self._fewer(weights, ids, None))
@@ -131,7 +135,14 @@ class Experts(RoutedExperts):
 
     def _takes_skipped(self) -> bool:
         kernel = getattr(self.quant_method, "moe_kernel", None)
-        return not self.use_ep and kernel is not None and type(kernel.fused_experts).__name__ in TAKES_SKIPPED
+        name = type(kernel.fused_experts if kernel else self.quant_method).__name__
+        try:
+            return leaves_out(name, self.use_ep)
+        except LookupError:
+            raise RuntimeError(
+                f"{VARIABLE}: what {name} makes of a skipped slot is not known, and it might lose experts that are not"
+                " skipped; choose another --moe-backend, or start without the variable"
+            ) from None
 
     def _count(self, asked: Tensor, read: Tensor) -> None:
         for at, ids in enumerate((asked, read)):

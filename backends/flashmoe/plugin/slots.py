@@ -11,6 +11,24 @@ from torch import Tensor
 
 from backends.flashmoe.policy import SKIPPED, Policy, Routing, decide, rank, skip
 
+# vLLM's kernels by what they may find in a token's slots; read in 0.32.0 and 0.33.0, and in the FlashInfer of each.
+# Most take SKIPPED for padding only, where all slots of a token have it: Marlin without an expert map adds rows that
+# were never written, TritonExperts reads at index -1, and the CPU kernel counts at index -1.
+LEAVES_OUT = frozenset({  # a single slot that is SKIPPED
+    "HummingIndexedExperts", "FlashInferExperts", "OAITritonExperts", "UnfusedOAITritonExperts",
+    *(f"TrtLlm{form}ExpertsModular" for form in ("Bf16", "Fp8", "Mxfp4", "NvFp4")),
+})  # fmt: skip
+REPEATS = frozenset({  # an expert more than once; one of both sets: with expert parallelism
+    "TritonExperts", "TritonWNA16Experts", "TritonOrCutlassExperts", "TritonOrDeepGemmExperts",
+    "Int4EmulationTritonExperts", "Mxfp8EmulationTritonExperts", "Mxfp8NativeTritonExperts",
+    "Nvfp4QuantizationEmulationTritonExperts", "OCP_MXQuantizationEmulationTritonExperts",
+    "MarlinExperts", "HummingIndexedExperts", "HummingGroupedExperts", "DeepGemmExperts", "DeepGemmFP4Experts",
+    "CutlassExpertsFp8", "CutlassExpertsFp4", "CutlassExpertsMxfp4", "CutlassExpertsW4A8Fp8",
+    *(f"{maker}CPUUnquantizedExperts" for maker in ("", "X86", "Arm", "Power")),
+    *(f"CPUExperts{form}" for form in ("Fp8", "Fp8W8A8", "Int4", "Int8", "Mxfp4")),
+    *(f"{maker}CPUExpertsInt8" for maker in ("Arm", "Power", "Zen")),
+})  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Brought:
@@ -33,6 +51,17 @@ def with_brought(policies: Sequence[Policy], k: Tensor) -> Sequence[Policy]:
     """A layer's policies with the first one replaced by a request's `k` [N] where that is set. Later ones, such as
     piggyback, apply to all tokens."""
     return [Brought(k, policies[:1]), *policies[1:]]
+
+
+def leaves_out(kernel: str, parallel: bool) -> bool:
+    """Whether the class of vLLM's kernel leaves out a slot that is SKIPPED; if not, it takes an expert more than once.
+
+    `parallel`: with expert parallelism. Raises LookupError for a class that may do neither: one with a place for each
+    token and expert, such as AITER's, would add one slot of an expert, maybe that of weight 0, and lose the others.
+    """
+    if kernel not in LEAVES_OUT | REPEATS:
+        raise LookupError(kernel)
+    return kernel in LEAVES_OUT and not (parallel and kernel in REPEATS)
 
 
 def reduced(routing: Routing, keep: Tensor, renormalise: bool, takes_skipped: bool) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,15 @@ import logging
 from typing import Any
 
 import torch
-from vllm.config import CompilationMode
+from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.distributed import tensor_model_parallel_all_reduce
 
 from backends.flashmoe.plugin import own
 from backends.flashmoe.plugin.counts import Counts, publish
 from backends.flashmoe.plugin.own import Own
 from backends.flashmoe.plugin.settings import VARIABLE, Settings
 from backends.flashmoe.plugin.watch import Watch
+from backends.flashmoe.policy import Budget, Piggyback
 
 log = logging.getLogger("vllm.flashmoe")
 
@@ -24,8 +26,8 @@ class Worker:
     def __init__(self, settings: Settings, config: Any, device: torch.device) -> None:
         self.counts, self.own, self.watch = Counts(), None, None
         if settings.looks:
-            _refuse_blind(config, device)
-            self.watch = Watch(settings.looks, device)
+            refuse_blind(settings, config, device)
+            self.watch = Watch(settings.looks, device, tensor_model_parallel_all_reduce)
         if settings.requests:
             self.own = _own(config, device)
         parallel = config.parallel_config
@@ -51,8 +53,17 @@ def _own(config: Any, device: torch.device) -> Own | None:
     return made
 
 
-def _refuse_blind(config: Any, device: torch.device) -> None:
+def refuse_blind(settings: Settings, config: Any, device: torch.device) -> None:
+    """Raises RuntimeError for a guard that could never compare, or not what matters."""
+    compiled = config.compilation_config
     if config.parallel_config.data_parallel_size > 1:
         raise RuntimeError(f"{VARIABLE}: no guard with data parallelism, whose ranks must run each layer equally often")
-    if device.type == "cpu" and config.compilation_config.mode != CompilationMode.NONE:
+    if device.type == "cpu" and compiled.mode != CompilationMode.NONE:
         raise RuntimeError(f"{VARIABLE}: a guard on a CPU needs --enforce-eager: compiled, no step can be looked at")
+    plans = [settings.plan, *settings.layers.values()]
+    shared = any(isinstance(policy, Piggyback | Budget) for plan in plans for policy in plan)
+    if shared and device.type != "cpu" and compiled.cudagraph_mode != CUDAGraphMode.NONE:
+        raise RuntimeError(
+            f"{VARIABLE}: a guard of mode batch-aware needs --enforce-eager: with CUDA graphs it sees long prompts, of"
+            " which other experts are skipped than of small batches"
+        )

@@ -32,7 +32,7 @@ function way(found) {
 function sentence({ route, verdict: said, triaged }) {
   if ("refused" in route) return `Refused with status ${route.status}: ${route.refused}`;
   if ("ask" in route) return `Rule ${route.ask} wants a verdict, and none was given; a draft may start on ${route.draft ?? "no tier"}.`;
-  const parts = [h("b", {}, route.tier), ` by ${route.rule === "caller" ? "the caller’s wish" : `rule ${route.rule}`}: ${route.reason}.`];
+  const parts = [h("b", {}, route.tier), ` by ${route.rule === "caller" ? "the caller’s wish" : `rule ${route.rule}`}${route.reason === "rule" ? "" : `: ${route.reason}`}.`];
   if (said?.label && known(said.p_complex)) parts.push(` The classifier’s ${said.p_complex.toFixed(2)} stands ${Math.abs(said.margin).toFixed(2)} ${said.margin >= 0 ? "above" : "below"} the edge at ${said.threshold}.`);
   else if (said && !said.label) parts.push(` The classifier gave no verdict (${said.reason}).`);
   else if (!triaged) parts.push(" Nobody had to be asked.");

@@ -178,7 +178,7 @@ function aside(span) {
     ["Spent on drafts thrown away", usd(sum(span.cost, ({ kind }) => kind === "draft"))],
     ["Saved by routing, by the cache", [sum(span.saved, ({ how }) => how === "routed") - sum(span.dearer),
       sum(span.saved, ({ how }) => how === "cached")].map(usd).join(", ")],
-    ["Errors of ours", refused || "none"],
+    ["Refused", refused || "none"],
   ];
 }
 

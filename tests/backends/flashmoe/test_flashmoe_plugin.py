@@ -14,7 +14,7 @@ from torch import Tensor
 from backends.flashmoe.plugin import shape, shared
 from backends.flashmoe.plugin.own import KEY, Own, brought
 from backends.flashmoe.plugin.settings import Looks, parse
-from backends.flashmoe.plugin.slots import distinct, masked, reduced, routed, with_brought
+from backends.flashmoe.plugin.slots import LEAVES_OUT, distinct, leaves_out, masked, reduced, routed, with_brought
 from backends.flashmoe.policy import SKIPPED, Budget, Piggyback, Policy, Ratio, Share, TopK
 
 EXPERTS, K = 12, 4
@@ -142,6 +142,40 @@ def test_both_marks_mean_the_same_sum(plan: tuple[Policy, ...], seed: int) -> No
         ids, weights = cut(seed, plan, takes_skipped)
         sums.append((value[ids.clamp(min=0)] * weights).sum(1))
     torch.testing.assert_close(sums[0], sums[1])
+
+
+def summed_by_places(ids: Tensor, weights: Tensor, value: Tensor) -> Tensor:
+    """What a kernel adds that has one place for each token and expert, as those of TensorRT-LLM for up to 16 tokens: of
+    the slots with the same expert the last one."""
+    places = torch.zeros(len(ids), EXPERTS + 1)
+    for which in range(ids.shape[1]):
+        places.scatter_(1, ids[:, which, None].long() + 1, weights[:, which, None])
+    return places[:, 1:] @ value
+
+
+@each_plan
+@pytest.mark.parametrize("kernel", sorted(LEAVES_OUT))
+def test_no_expert_is_lost_where_a_kernel_has_one_place_for_a_token_and_expert(
+    plan: tuple[Policy, ...], kernel: str
+) -> None:
+    value = torch.rand(EXPERTS, generator=torch.Generator().manual_seed(8)) + 1
+    ids, weights = cut(8, plan, leaves_out(kernel, parallel=False))
+    marked, _ = cut(8, plan, takes_skipped=True)
+    kept = torch.where(marked == SKIPPED, 0, weights)
+    torch.testing.assert_close(summed_by_places(ids, weights, value), (value[marked.clamp(min=0)] * kept).sum(1))
+
+
+def test_a_kernel_of_which_it_is_not_known_what_it_makes_of_a_skipped_slot_is_refused() -> None:
+    for kernel in ("AiterExperts", "FlashInferCuteDSLExperts", "Another"):
+        with pytest.raises(LookupError):
+            leaves_out(kernel, parallel=False)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_kernel_that_adds_each_slot_may_be_given_an_expert_twice(parallel: bool) -> None:
+    assert not leaves_out("TritonExperts", parallel)
+    assert leaves_out("HummingIndexedExperts", parallel) is not parallel
+    assert leaves_out("TrtLlmMxfp4ExpertsModular", parallel)
 
 
 @each_plan

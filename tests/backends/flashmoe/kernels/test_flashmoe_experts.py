@@ -1,5 +1,7 @@
 """Do the matrix kernels give what torch gives, whatever is skipped, in every format and layout?"""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -80,6 +82,26 @@ def test_what_is_skipped_is_not_read() -> None:
     hidden = torch.randn(6, HIDDEN).bfloat16()
     assert absent
     assert not run(hidden, ids, (ids >= 0).float(), V4, (up, last), 1).isnan().any()
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that is allocated holds NaN, and the largest whole numbers, until it is written."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("mask", MASKS[1:])
+def test_what_was_never_written_is_not_read(mask: str) -> None:
+    assert torch.empty(3).isnan().all()
+    torch.manual_seed(0)
+    matrices, ids = layer(Format.BF16, bias=True), asked(6, mask)
+    hidden, share = torch.randn(6, HIDDEN).bfloat16(), torch.rand(ids.shape) * (ids >= 0)
+    inner = gate_up.reference(hidden, matrices[0], ids, GPT_OSS).bfloat16()
+    expected = down.reference(inner, matrices[1], ids, share)
+    assert (run(hidden, ids, share, GPT_OSS, matrices, 2).float() - expected).norm() <= 0.01 * expected.norm()
 
 
 def test_parts_are_summed_to_the_same_bits() -> None:

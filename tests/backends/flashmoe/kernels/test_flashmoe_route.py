@@ -35,7 +35,7 @@ def same_blocks(found: align.Blocks, expected: align.Blocks) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-@pytest.mark.parametrize(("tokens", "experts"), [(1, 8), (7, 24), (20, 32)])
+@pytest.mark.parametrize(("tokens", "experts"), [(1, 8), (7, 24), (20, 32), (3, 384)])
 @pytest.mark.parametrize("budgets", [[9], [2], [1, 0, 3]], ids=str)
 def test_the_kernel_keeps_what_the_policies_keep(rule: Rule, tokens: int, experts: int, budgets: list[int]) -> None:
     logits, bias, budget = drawn(tokens, experts, budgets)
