@@ -31,7 +31,8 @@ _OWN = "structured_outputs"  # vLLM's, which may hold schemas as text
 _HOLDERS = frozenset({_OWN, "response_format", "tools", "text", "output_config"})
 _PATTERNS = ("pattern", "regex", "whitespace_pattern")
 _VALUES = ("enum", "const", "choice", "grammar")
-_FREE = (b'"auto"', b'"none"', b"null")  # values of tool_choice that leave it to the model
+# Values of tool_choice that leave it to the model, the last two of Anthropic's SDKs.
+_FREE = (b'"auto"', b'"none"', b"null", b'{"type":"auto"}', b'{"type": "auto"}')
 # A class without an end, which no engine reads, is one: else all that is behind each bracket would be looked through.
 _TOKEN = re.compile(r"\\.|\[[^\]\\]*+(?:\\.?[^\]\\]*+)*+(?:\]|\Z)|\{([0-9]*)(?:,([0-9]*))?\}|.", re.DOTALL)
 _BEGINS = re.compile(rb'Properties|"\s*:\s*"').match  # behind "pattern"

@@ -109,6 +109,7 @@ PASS = {
     "tools by the hundred": {**tools(*[nested(4, wide(20))] * 500, strict=True), "tool_choice": "required"},
     "many properties": format_of(wide(3000)),
     "tools that bind nothing": {**tools(nested(50, {}), strict=False), "tool_choice": "auto"},
+    "tools that bind nothing, as Anthropic's SDKs say it": {**tools(nested(50, {})), "tool_choice": {"type": "auto"}},
     "a parameter that is named strict": tools(nested(50, {"enum": ["strict"], "strict": None})),
     "no constraint": {"structured_outputs": None, "response_format": None, "tools": None},
     "many values of tools that bind nothing": tools({"enum": MANY, "pattern": "a"}),
