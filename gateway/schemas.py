@@ -22,6 +22,7 @@ from gateway.types import ChatRequest
 LONGEST = 1000  # characters of a pattern, written out: one or two seconds; of several the squares add up
 _WHOLE = 4 * LONGEST  # as it stands, where a class of any length counts as one character
 _LEAST = 100  # that any of them takes
+_UNBOUND = 25  # times as many squares where nothing is compiled
 DEEPEST = 100  # objects and arrays in each other, two for each level of a schema
 MANY = 80  # so many that are as deep take about as long together, as each level takes the square of how deep it is
 WIDEST = 500  # properties beside a `minProperties`, whose cube takes about as long as the square of LONGEST
@@ -30,7 +31,7 @@ FIELD = "pattern"  # in a plan's `fields` it lets all of them pass
 _OWN = "structured_outputs"  # vLLM's, which may hold schemas as text
 _HOLDERS = frozenset({_OWN, "response_format", "tools", "text", "output_config"})
 _PATTERNS = ("pattern", "regex", "whitespace_pattern")
-_VALUES = ("enum", "const", "choice", "grammar")
+_VALUES = ("enum", "const", "choice", "grammar", "ebnf")
 # Values of tool_choice that leave it to the model, the last two of Anthropic's SDKs.
 _FREE = (b'"auto"', b'"none"', b"null", b'{"type":"auto"}', b'{"type": "auto"}')
 # A class without an end, which no engine reads, is one: else all that is behind each bracket would be looked through.
@@ -84,7 +85,7 @@ def _found(name: str, raw: bytes, bound: bool) -> Iterator[tuple[int, int]]:
             told = f"Schemas of more than {DEEPEST} objects and arrays in each other hold up a model server."
             raise BadRequest(told, param=name)
         objects = [one for one in level if isinstance(one, dict)]
-        yield from ((max(_LEAST, written(one) ** 2), 0) for schema in objects for one in _patterns(schema))
+        yield from ((_taking(one, bound), 0) for schema in objects for one in _patterns(schema))
         if bound:
             yield LONGEST**2 * len(level) * depth**2 // (MANY * DEEPEST**3 // 3), 0
             yield from ((_counting(schema), _fixed(schema)) for schema in objects)
@@ -94,6 +95,11 @@ def _found(name: str, raw: bytes, bound: bool) -> Iterator[tuple[int, int]]:
 def _patterns(schema: dict[str, Any]) -> list[str]:
     found = (*map(schema.get, _PATTERNS), *_keys(schema.get("patternProperties")))
     return [one for one in found if isinstance(one, str)]
+
+
+def _taking(pattern: str, bound: bool) -> int:
+    square = written(pattern) ** 2
+    return max(_LEAST, square if bound or square > LONGEST**2 else square // _UNBOUND)
 
 
 def _counting(schema: dict[str, Any]) -> int:

@@ -95,14 +95,14 @@ def permit(facts: Facts, policy: Policy, tier: str) -> tuple[str, str | None]:
     if missing == "context":
         raise too_long(facts, [policy.tiers[name] for name in allowed])
     message = f"No tier that plan {facts.plan} may use has what this request needs: {missing}."
-    raise BadRequest(message, param=param(missing))
+    raise BadRequest(message, param=param(missing, facts.api))
 
 
 def too_long(facts: Facts, tiers: Sequence[Tier]) -> BadRequest:
     """OpenAI's code, and the words of Anthropic's API: by either, clients know to shorten the conversation."""
     most = max(tier.can.context for tier in tiers if lacks(facts, tier) == "context")
     told = f"The prompt is too long: {facts.context} tokens > {most} maximum, by estimate, for plan {facts.plan}."
-    return BadRequest(told, param=param("context"), code="context_length_exceeded")
+    return BadRequest(told, param=param("context", facts.api), code="context_length_exceeded")
 
 
 def lacks(facts: Facts, tier: Tier) -> str | None:
@@ -115,11 +115,12 @@ def lacks(facts: Facts, tier: Tier) -> str | None:
     return "context" if facts.context > tier.can.context else None
 
 
-def param(need: str) -> str:
+def param(need: str, api: str) -> str:
     """The request field that asks for `need`."""
     if need.endswith(" API"):
         return "model"
-    return {"tools": "tools", "json_schema": "response_format", "token_ids": "prompt"}.get(need, "messages")
+    told = {"tools": "tools", "json_schema": "response_format", "token_ids": "prompt"}.get(need, "messages")
+    return "input" if api in ("embeddings", "responses") and told in ("prompt", "messages") else told
 
 
 def failover_tiers(facts: Facts, policy: Policy, chosen: str) -> tuple[str, ...]:
